@@ -1,0 +1,1 @@
+"""Structured pruning of convolutional networks by multidimensional channel clustering."""

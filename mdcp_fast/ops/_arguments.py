@@ -1,0 +1,119 @@
+"""Checks that all ops share. Each error names op, argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdcp_fast.ops._native import native
+
+SIMD_LEVELS = ("baseline", "avx2", "avx512")
+
+
+def simd_levels() -> tuple[str, ...]:
+    """The instruction sets that this processor can run, lowest first."""
+    return SIMD_LEVELS[: native.simd_best() + 1]
+
+
+def simd_level(op: str, simd: str | None) -> int:
+    """The native core's number of an instruction set; None is the best there is."""
+    levels = simd_levels()
+    if simd is None:
+        return len(levels) - 1
+    if simd not in levels:
+        raise ValueError(
+            f"{op}: simd: expected None or one of {', '.join(levels)} (what this processor runs), "
+            f"got {simd!r}"
+        )
+    return levels.index(simd)
+
+
+def check_tensor(
+    op: str,
+    name: str,
+    value: Any,
+    dtype: torch.dtype | tuple[torch.dtype, ...],
+    shape: tuple[int | None, ...],
+    *,
+    device: torch.device | None = None,
+) -> Tensor:
+    """The tensor made contiguous, after its type, dtype, shape and device were found right.
+
+    Args:
+        op: name of the op, for the message.
+        name: name of the argument, for the message.
+        value: what the caller gave.
+        dtype: the dtype wanted, or several that will do.
+        shape: the size wanted of each dimension, None where any size will do.
+        device: the device wanted, or None for any.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype.
+        ValueError: another shape, device or layout.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name}: expected a torch.Tensor, got {type(value).__name__}")
+    wanted = dtype if isinstance(dtype, tuple) else (dtype,)
+    if value.dtype not in wanted:
+        names = " or ".join(str(one) for one in wanted)
+        raise TypeError(f"{op}: {name}: expected dtype {names}, got {value.dtype}")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{op}: {name}: expected a strided tensor, got layout {value.layout}")
+    fits = value.dim() == len(shape) and all(
+        want is None or have == want for have, want in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        sizes = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{op}: {name}: expected shape [{sizes}], got {list(value.shape)}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{op}: {name}: expected a tensor on {device}, got one on {value.device}")
+    return value.detach().contiguous()
+
+
+def check_finite(op: str, name: str, value: Tensor) -> None:
+    """Raises ValueError if a NaN or an infinity is in the tensor, naming the first place."""
+    # A sum is finite only if all its terms are; it costs one pass and no memory.
+    if value.numel() == 0 or bool(torch.isfinite(value.sum(dtype=torch.float64))):
+        return
+    bad = (~torch.isfinite(value)).nonzero()
+    if len(bad):
+        place = bad[0].tolist()
+        raise ValueError(
+            f"{op}: {name}: expected finite numbers, got {value[tuple(place)].item()} at {place}"
+        )
+
+
+def check_offsets(op: str, name: str, offsets: Any, total: int, of: str) -> Tensor:
+    """The bounds of ragged segments, found to start at 0, never fall, and end at `total`.
+
+    Args:
+        op: name of the op, for the message.
+        name: name of the argument, for the message.
+        offsets: int64 [segments + 1], on any device; returned on the CPU.
+        total: where the last segment must end.
+        of: what `total` counts, for the message ("rows of points").
+
+    Raises:
+        TypeError: not a tensor, or not int64.
+        ValueError: empty, not starting at 0, decreasing, or not ending at `total`.
+    """
+    offsets = check_tensor(op, name, offsets, torch.int64, (None,)).cpu()
+    if len(offsets) == 0:
+        raise ValueError(f"{op}: {name}: expected at least one number, 0, got none")
+    if offsets[0] != 0:
+        raise ValueError(f"{op}: {name}: expected to start at 0, got {offsets[0].item()}")
+    falls = (offsets.diff() < 0).nonzero()
+    if len(falls):
+        at = int(falls[0])
+        raise ValueError(
+            f"{op}: {name}: expected numbers that never decrease, got {offsets[at].item()} "
+            f"then {offsets[at + 1].item()} at {at + 1}"
+        )
+    if offsets[-1] != total:
+        raise ValueError(
+            f"{op}: {name}: expected to end at {total}, the number of {of}, "
+            f"got {offsets[-1].item()}"
+        )
+    return offsets
