@@ -1,6 +1,8 @@
 // The only file that knows Python: integer addresses in, calls with the interpreter lock released.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include "cpu/simd.h"
 #include "native.h"
 
 namespace py = pybind11;
@@ -20,6 +22,20 @@ PYBIND11_MODULE(_native, module) {
     using release = py::call_guard<py::gil_scoped_release>;
 
     module.def("simd_best", &mdcp::simd_best, release());
+    module.def(
+        "evaluate_population",
+        [](Address population, int64_t runs, int64_t candidates, int64_t axes, Address loss,
+           Address loss_offsets, std::array<Address, 6> cost, std::array<int64_t, 3> cost_sizes,
+           Address limits, double ceiling, Address fitness, int threads) {
+            const mdcp::Cost model{at<int64_t>(cost[0]), at<int64_t>(cost[1]), at<int64_t>(cost[2]),
+                                   at<int64_t>(cost[3]), at<int64_t>(cost[4]), at<int64_t>(cost[5]),
+                                   cost_sizes[0],        cost_sizes[1],        cost_sizes[2]};
+            mdcp::evaluate_population(at<int64_t>(population), runs, candidates, axes,
+                                      at<double>(loss), at<int64_t>(loss_offsets), model,
+                                      at<int64_t>(limits), ceiling, at<double>(fitness),
+                                      {threads, mdcp::kBaseline});
+        },
+        release());
 #ifdef MDCP_WITH_CUDA
     module.attr("with_cuda") = true;
     module.def("cuda_device_count", &mdcp::cuda_device_count, release());

@@ -1,0 +1,28 @@
+#include "numerics/population.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "native.h"
+
+namespace mdcp {
+
+void evaluate_population(const int64_t* population, int64_t runs, int64_t candidates, int64_t axes,
+                         const double* loss, const int64_t* loss_offsets, const Cost& cost,
+                         const int64_t* limits, double ceiling, double* fitness, Execution how) {
+    constexpr int64_t kBlock = 32;  // candidates a thread takes at a time
+    const int64_t total = runs * candidates;
+    const int64_t blocks = (total + kBlock - 1) / kBlock;
+    parallel_for(blocks, how.threads, [&](int, int64_t block) {
+        std::vector<int64_t> count(cost.counts);
+        const int64_t end = std::min(total, (block + 1) * kBlock);
+        for (int64_t i = block * kBlock; i < end; ++i) {
+            fitness[i] =
+                candidate_fitness(population + i * axes, axes, loss, loss_offsets, cost,
+                                  limits + i / candidates * cost.costs, ceiling, count.data());
+        }
+    });
+}
+
+}  // namespace mdcp
