@@ -36,6 +36,21 @@ PYBIND11_MODULE(_native, module) {
                                       {threads, mdcp::kBaseline});
         },
         release());
+    module.def(
+        "channel_statistics",
+        [](Address tensors, int64_t tensor_count, Address out, int threads, int simd) {
+            return mdcp::channel_statistics(at<const mdcp::WeightTensor>(tensors), tensor_count,
+                                            at<float>(out), {threads, simd});
+        },
+        release());
+    module.def(
+        "crowding_distance",
+        [](Address points, Address offsets, int64_t segments, int32_t dimensions, Address out,
+           int threads, int simd) {
+            mdcp::crowding_distance(at<const float>(points), at<const int64_t>(offsets), segments,
+                                    dimensions, at<float>(out), {threads, simd});
+        },
+        release());
 #ifdef MDCP_WITH_CUDA
     module.attr("with_cuda") = true;
     module.def("cuda_device_count", &mdcp::cuda_device_count, release());

@@ -28,4 +28,27 @@ void evaluate_population(const int64_t* population,  // [runs, candidates, axes]
                          double* fitness,              // OUT [runs, candidates]
                          Execution how);
 
+// One tensor of weights, read as rows.
+struct WeightTensor {
+    enum Type : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+    int64_t address;  // of [rows, row_length] weights of the type
+    int64_t type;
+    int64_t rows;
+    int64_t row_length;  // at least 1 where there are rows
+};
+
+// Mean, population variance and cosine distance to the all-ones vector of every row of every
+// tensor. Returns the first tensor that holds a NaN or an infinity, -1 if none does.
+int64_t channel_statistics(const WeightTensor* tensors,  // [tensor_count]
+                           int64_t tensor_count,
+                           float* out,  // OUT [rows of all tensors, 3]
+                           Execution how);
+
+// NSGA-II crowding distance of every point within its segment.
+void crowding_distance(const float* points,     // [offsets[segments], dimensions], finite
+                       const int64_t* offsets,  // [segments + 1]
+                       int64_t segments, int32_t dimensions,
+                       float* out,  // OUT [offsets[segments]]
+                       Execution how);
+
 }  // namespace mdcp

@@ -1,0 +1,83 @@
+"""How lonely a point is among its neighbours: NSGA-II's crowding distance, for many segments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mdcp_fast.ops._arguments import check_finite, check_offsets, check_tensor, simd_level
+from mdcp_fast.ops._native import native
+
+MAX_DIMENSIONS = 16
+_OP = "crowding_distance"
+
+
+def crowding_distance(points: Tensor, offsets: Tensor, *, simd: str | None = None) -> Tensor:
+    """The crowding distance of every point within its segment.
+
+    Along each dimension the segment's points are sorted by (value, index). The first and the last
+    get infinity; one between gets (next - previous) / (largest - smallest). A point's distance is
+    the sum over the dimensions, not divided by their number. A dimension along which all points are
+    alike adds nothing and gives no infinity. Segments of one or two points are all infinity.
+    Among equal values (-0.0 equals 0.0) the smaller index comes first.
+
+    Sums are kept in float64 and rounded once: the result is the same bit for bit for any number of
+    threads and any instruction set.
+
+    Args:
+        points: float32 [N, D], 1 <= D <= 16, all finite. Gradients do not flow.
+        offsets: int64 [P + 1]: segment p is points[offsets[p] : offsets[p + 1]]; starts at 0, never
+            decreases, ends at N.
+        simd: the CPU instruction set, None for the best one; no answer depends on it.
+
+    Returns:
+        float32 [N], from 0 to D, or infinity.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype.
+        ValueError: another shape or device, offsets that are not bounds of segments, a NaN or an
+            infinity among the points.
+
+    Source: Deb, Pratap, Agarwal, Meyarivan, "A Fast and Elitist Multiobjective Genetic Algorithm:
+    NSGA-II", IEEE Transactions on Evolutionary Computation 6(2), 2002, section III-B.
+    """
+    for name, value in (("points", points), ("offsets", offsets)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{_OP}: {name}: expected a torch.Tensor, got {type(value).__name__}")
+    return _crowding_distance(points.detach(), offsets, simd)
+
+
+@torch.library.custom_op("mdcp_fast::crowding_distance", mutates_args=())
+def _crowding_distance(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
+    points = _check_points(points)
+    if points.device.type != "cpu":
+        raise ValueError(f"{_OP}: points: expected a tensor on cpu, got one on {points.device}")
+    offsets = check_offsets(_OP, "offsets", offsets, len(points), "rows of points")
+    check_finite(_OP, "points", points)
+    level = simd_level(_OP, simd)
+    out = torch.empty(len(points))
+    native.crowding_distance(
+        points.data_ptr(),
+        offsets.data_ptr(),
+        len(offsets) - 1,
+        points.shape[1],
+        out.data_ptr(),
+        torch.get_num_threads(),
+        level,
+    )
+    return out
+
+
+@_crowding_distance.register_fake
+def _(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
+    return _check_points(points).new_empty(points.shape[0])
+
+
+def _check_points(points: Tensor) -> Tensor:
+    points = check_tensor(_OP, "points", points, torch.float32, (None, None))
+    if not 1 <= points.shape[1] <= MAX_DIMENSIONS:
+        raise ValueError(
+            f"{_OP}: points: expected 1 to {MAX_DIMENSIONS} dimensions, "
+            f"got shape {list(points.shape)}"
+        )
+    return points

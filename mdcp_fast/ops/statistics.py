@@ -1,0 +1,154 @@
+"""Three numbers that describe every channel of a network, from its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mdcp_fast.ops._arguments import simd_level
+from mdcp_fast.ops._native import native
+
+UNITS = ("filter", "kernel")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native core's types
+_OP = "channel_statistics"
+
+
+def channel_statistics(
+    weights: Tensor | Sequence[Tensor], *, unit: str = "filter", simd: str | None = None
+) -> list[Tensor]:
+    """Mean, population variance and cosine distance to the all-ones vector of every channel.
+
+    A row w of n weights gives the mean m, the variance v = mean((w - m)^2) and the distance
+    c = 1 - <w, 1> / (|w| sqrt(n)) = 1 - m / sqrt(m^2 + v), between 0 (all weights alike and
+    positive) and 2 (alike and negative). A row of zeros has c = 1. Where n = 1 (unit "kernel" of a
+    1 x 1 convolution or of a linear layer), v = 0 and c is 0, 1 or 2: the sign of the weight.
+
+    Sums are kept in float64, in an order that depends on the row's length alone: the result is the
+    same bit for bit on CPU and CUDA, for any number of threads, any instruction set, and any
+    strides. All tensors are read in one native call (CPU) or one kernel launch (CUDA, per dtype).
+
+    Args:
+        weights: tensors [out, ...] of float32, float16 or bfloat16 on one device, of any shapes and
+            strides (strides other than contiguous cost a copy), or one such tensor. Gradients do
+            not flow: the result is detached.
+        unit: what a channel is: "filter", the rows weight[f].flatten(), or "kernel", the slices
+            weight[f, c].flatten(), in the order of f, then c.
+        simd: the CPU instruction set, None for the best one; no answer depends on it.
+
+    Returns:
+        One float32 tensor [rows, 3] for every tensor of weights, on its device: rows = out, or
+        out * in for "kernel". Tensors without channels give [0, 3].
+
+    Raises:
+        TypeError: something that is not a tensor, or of another dtype.
+        ValueError: an unknown unit, too few dimensions, channels without weights, tensors on
+            several devices, a NaN or an infinity among the weights.
+
+    Source: Sun, Chen, Wu, Li, Ma, "A Clustering Pruning Method Based on Multidimensional Channel
+    Information", Neural Processing Letters 2024.
+    """
+    tensors = [weights] if isinstance(weights, Tensor) else weights
+    if not isinstance(tensors, Sequence) or isinstance(tensors, str):
+        raise TypeError(
+            f"{_OP}: weights: expected a tensor or a list of tensors, got {type(weights).__name__}"
+        )
+    for index, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{_OP}: weights[{index}]: expected a torch.Tensor, got {type(tensor).__name__}"
+            )
+    shapes = _row_shapes(tensors, unit)
+    if not tensors:
+        return []
+    packed = _channel_statistics([tensor.detach() for tensor in tensors], unit, simd)
+    return list(packed.split([rows for rows, _ in shapes]))
+
+
+@torch.library.custom_op("mdcp_fast::channel_statistics", mutates_args=())
+def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) -> Tensor:
+    shapes = _row_shapes(weights, unit)
+    level = simd_level(_OP, simd)
+    tensors = [tensor.contiguous() for tensor in weights]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    out = torch.empty(sum(rows for rows, _ in shapes), 3, device=device)
+    if device.type == "cuda":
+        from mdcp_fast.kernels.statistics import launch_channel_statistics
+
+        launch_channel_statistics(tensors, shapes, out)
+        strange = _first_not_finite(out, shapes)
+    elif device.type == "cpu":
+        table = torch.tensor(
+            [
+                [tensor.data_ptr(), DTYPES.index(tensor.dtype), rows, row_length]
+                for tensor, (rows, row_length) in zip(tensors, shapes, strict=True)
+            ],
+            dtype=torch.int64,
+        )
+        strange = native.channel_statistics(
+            table.data_ptr(), len(tensors), out.data_ptr(), torch.get_num_threads(), level
+        )
+    else:
+        raise ValueError(f"{_OP}: weights: expected tensors on cpu or cuda, got {device}")
+    if strange >= 0:
+        place = (~torch.isfinite(tensors[strange])).nonzero()[0].tolist()
+        number = tensors[strange][tuple(place)].item()
+        raise ValueError(
+            f"{_OP}: weights[{strange}]: expected finite numbers, got {number} at {place}"
+        )
+    return out
+
+
+@_channel_statistics.register_fake
+def _(weights: Sequence[Tensor], unit: str, simd: str | None) -> Tensor:
+    rows = sum(rows for rows, _ in _row_shapes(weights, unit))
+    device = weights[0].device if weights else torch.device("cpu")
+    return torch.empty(rows, 3, device=device, dtype=torch.float32)
+
+
+def _row_shapes(weights: Sequence[Tensor], unit: str) -> list[tuple[int, int]]:
+    """The (rows, weights in a row) of every tensor, after all that needs no values was checked."""
+    if unit not in UNITS:
+        raise ValueError(f"{_OP}: unit: expected one of {', '.join(UNITS)}, got {unit!r}")
+    outer = UNITS.index(unit) + 1  # dimensions that number the rows
+    shapes = []
+    for index, tensor in enumerate(weights):
+        name = f"{_OP}: weights[{index}]"
+        if tensor.dtype not in DTYPES:
+            names = " or ".join(str(dtype) for dtype in DTYPES)
+            raise TypeError(f"{name}: expected dtype {names}, got {tensor.dtype}")
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
+        if tensor.device != weights[0].device:
+            raise ValueError(
+                f"{name}: expected a tensor on {weights[0].device}, as weights[0] is, "
+                f"got one on {tensor.device}"
+            )
+        if tensor.dim() < outer:
+            raise ValueError(
+                f"{name}: expected at least {outer} dimensions for unit {unit!r}, "
+                f"got shape {list(tensor.shape)}"
+            )
+        rows, row_length = prod(tensor.shape[:outer]), prod(tensor.shape[outer:])
+        if rows > 0 and row_length == 0:
+            raise ValueError(
+                f"{name}: expected at least one weight in every {unit}, "
+                f"got shape {list(tensor.shape)}"
+            )
+        shapes.append((rows, row_length))
+    return shapes
+
+
+def _first_not_finite(out: Tensor, shapes: Sequence[tuple[int, int]]) -> int:
+    """The first tensor with a mean that is not finite, -1 if there is none."""
+    bad = (~torch.isfinite(out[:, 0])).nonzero()
+    if len(bad) == 0:
+        return -1
+    row = int(bad[0])
+    for index, (rows, _) in enumerate(shapes):
+        if row < rows:
+            return index
+        row -= rows
+    return -1
