@@ -1,0 +1,238 @@
+"""Chooses how many and which channels of every axis stay under budgets of MACs and parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from mdcp_fast import descriptors as describe
+from mdcp_fast.descriptors import Descriptors
+from mdcp_fast.evolution import differential_evolution
+from mdcp_fast.graph import Axis, ChannelGraph
+from mdcp_fast.ops.population import evaluate_population
+from mdcp_fast.plan import PruningPlan
+from mdcp_fast.relaxation import relaxed_widths
+from mdcp_fast.selection import loss_table, select
+
+DESCRIPTORS: dict[str, Callable[[ChannelGraph], Descriptors]] = {"moments": describe.moments}
+COSTS = ("macs", "params")  # in the order of the cost model
+
+
+@overload
+def search(
+    graph: ChannelGraph,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    **options: Any,
+) -> PruningPlan: ...
+@overload
+def search(
+    graph: ChannelGraph,
+    *,
+    macs: Sequence[float] | float | None = None,
+    params: Sequence[float] | float | None = None,
+    **options: Any,
+) -> list[PruningPlan]: ...
+def search(
+    graph: ChannelGraph,
+    *,
+    macs: Sequence[float] | float | None = None,
+    params: Sequence[float] | float | None = None,
+    descriptor: str = "moments",
+    round_to: int = 1,
+    min_keep: int | float = 0.1,
+    channels_per_cluster: float = 1.0,
+    population: int = 64,
+    generations: int = 100,
+    seed: int = 0,
+) -> PruningPlan | list[PruningPlan]:
+    """Finds which channels to keep so that the network meets its budgets and loses least.
+
+    Each axis's channels are described by a few numbers and clustered. How many clusters every axis
+    gets is found by differential evolution under the budgets, started from a Lagrangian relaxation;
+    in each cluster the channels with the largest crowding distance stay. No data is needed.
+
+    Args:
+        graph: What `trace` returned.
+        macs: The most multiply-accumulates that may remain, as a fraction of the dense network's in
+            (0, 1]; a list asks for one plan for each.
+        params: The same for parameters. Where both are given, both hold; a single number beside a
+            list holds for all of its entries.
+        descriptor: What describes a channel: "moments" (mean, variance and cosine distance to the
+            all-ones vector of its weights).
+        round_to: Widths become multiples of this, for hardware that wants them. Axes that cannot
+            are left whole and named in the plan.
+        min_keep: The least that stays of every axis: a number of channels (int), or a fraction of
+            them (float below 1).
+        channels_per_cluster: Channels kept in a cluster on average, at least 1.
+        population: Candidates of the evolution's first generation.
+        generations: It scores `population * generations` candidates.
+        seed: Of the evolution. The same seed gives the same plan on every machine.
+
+    Returns:
+        A plan, or a list of plans where a budget is a list. Its MACs and parameters are exact.
+
+    Raises:
+        TypeError: A budget is not a number.
+        ValueError: No budget, one outside (0, 1], one that cannot be met (the message says the
+            smallest that can), nothing to prune, an unknown descriptor, or an option out of range.
+    """
+    budgets, several = _budgets(macs, params)
+    if descriptor not in DESCRIPTORS:
+        known = ", ".join(DESCRIPTORS)
+        raise ValueError(f"search: descriptor: expected one of {known}, got {descriptor!r}")
+    if not graph.axes:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in graph.fixed[:5])
+        raise ValueError(
+            f"search: graph: expected at least one prunable axis, got none: {reasons or 'no layer'}"
+        )
+    choices, notes = _choices(graph.axes, round_to, min_keep)
+    limits = _limits(graph, budgets, choices)
+
+    points = DESCRIPTORS[descriptor](graph)
+    losses = loss_table(points, choices, channels_per_cluster=channels_per_cluster)
+    packed = torch.cat(choices)
+    counts = torch.tensor([len(one) for one in choices])
+    start = counts.cumsum(0) - counts
+    widths = relaxed_widths(losses, graph.cost, limits, choices)
+    initial = torch.stack(
+        [
+            torch.searchsorted(one, column.contiguous())
+            for one, column in zip(choices, widths.unbind(-1), strict=True)
+        ],
+        -1,
+    )
+    found = differential_evolution(
+        lambda candidates: evaluate_population(
+            packed[start + candidates], losses, graph.cost, limits
+        ),
+        torch.zeros_like(counts),
+        counts - 1,
+        population=population,
+        generations=generations,
+        seeds=[seed] * len(budgets),
+        initial=initial,
+    )
+    settings = {
+        "descriptor": descriptor,
+        "round_to": round_to,
+        "min_keep": min_keep,
+        "channels_per_cluster": channels_per_cluster,
+        "population": population,
+        "generations": generations,
+        "seed": seed,
+    }
+    every = torch.arange(len(graph.axes))
+    plans = []
+    for budget, best, history in zip(budgets, found.best, found.history, strict=True):
+        width = packed[start + best]
+        chosen = select(points, every, width, channels_per_cluster=channels_per_cluster)
+        plans.append(
+            PruningPlan.build(
+                graph,
+                chosen.kept.split(width.tolist()),
+                clusters=chosen.clusters.split(chosen.channels.tolist()),
+                budget=budget,
+                settings=settings,
+                history=history.tolist(),
+                notes=notes,
+            )
+        )
+    return plans if several else plans[0]
+
+
+def _budgets(macs: Any, params: Any) -> tuple[list[dict[str, float]], bool]:
+    """Every wanted budget as {"macs": fraction, ...}, and whether a list of them was asked for."""
+    given = {name: value for name, value in zip(COSTS, (macs, params), strict=True)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        raise ValueError("search: macs, params: expected at least one budget, got none")
+    lists = {
+        name: list(value)
+        for name, value in given.items()
+        if isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dim() == 1)
+    }
+    lengths = {len(value) for value in lists.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(
+            "search: macs, params: expected lists of the same length, at least 1, got "
+            f"{' and '.join(str(len(value)) for value in lists.values())}"
+        )
+    count = lengths.pop() if lengths else 1
+    columns = {name: lists.get(name, [value] * count) for name, value in given.items()}
+    budgets = [
+        {name: _fraction(name, column[i]) for name, column in columns.items()} for i in range(count)
+    ]
+    return budgets, bool(lists)
+
+
+def _fraction(name: str, value: Any) -> float:
+    try:
+        fraction = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"search: {name}: expected a number or a list of numbers, got {type(value).__name__}"
+        ) from None
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"search: {name}: expected fractions of the dense network in (0, 1], got {fraction:g}"
+        )
+    return fraction
+
+
+def _choices(
+    axes: Sequence[Axis], round_to: int, min_keep: int | float
+) -> tuple[list[Tensor], dict[str, str]]:
+    """The widths that every axis may have, and why some may not be rounded."""
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"search: round_to: expected a whole number from 1, got {round_to!r}")
+    whole = isinstance(min_keep, int) and not isinstance(min_keep, bool) and min_keep >= 1
+    if not whole and not (isinstance(min_keep, float) and 0 <= min_keep < 1):
+        raise ValueError(
+            "search: min_keep: expected a number of channels (int from 1) or a fraction of them "
+            f"(float from 0, below 1), got {min_keep!r}"
+        )
+    choices, notes = [], {}
+    for axis in axes:
+        least = min_keep if isinstance(min_keep, int) else math.ceil(min_keep * axis.channels)
+        least = min(max(least, 1), axis.channels)
+        # A channel may be several positions of a layer's output (groups, pixel shuffle).
+        positions = math.gcd(round_to, *(place.multiplicity for place in axis.producers))
+        step = round_to // positions
+        first = -(-least // step) * step
+        widths = torch.arange(first, axis.channels + 1, step)
+        if len(widths) == 0:
+            widths = torch.tensor([axis.channels])
+            notes[axis.name] = (
+                f"left whole: no multiple of {step} from {least} to {axis.channels} channels "
+                f"for round_to={round_to}"
+            )
+        choices.append(widths)
+    return choices, notes
+
+
+def _limits(
+    graph: ChannelGraph, budgets: Sequence[dict[str, float]], choices: Sequence[Tensor]
+) -> Tensor:
+    """The most of each cost in numbers: int64 [budgets, costs]."""
+    dense = dict(zip(COSTS, (graph.macs, graph.params), strict=True))
+    least = graph.cost.evaluate(torch.stack([one[0] for one in choices])).tolist()
+    rows = []
+    for budget in budgets:
+        row = []
+        for name, smallest in zip(COSTS, least, strict=True):
+            limit = math.floor(budget.get(name, 1.0) * dense[name])
+            if limit < smallest:
+                possible = math.ceil(smallest / dense[name] * 1e4) / 1e4
+                raise ValueError(
+                    f"search: {name}: expected at least {possible:g}, which keeps the smallest "
+                    f"widths that min_keep and round_to allow, got {budget[name]:g}"
+                )
+            row.append(max(limit, 1))
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.int64)
