@@ -309,8 +309,6 @@ def descend(
     """
     runs, width = start.shape
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    # Successive moves of one batch add up only if they touch other coordinates, so the best of a
-    # batch is taken alone; large batches in the beginning would waste evaluations.
     octaves = max(1, int((high - low).max()).bit_length())
     best, evaluated, idle = start.clone(), 0, torch.zeros(runs, dtype=torch.int64)
     rows = torch.arange(runs)
@@ -328,7 +326,8 @@ def descend(
         candidates = torch.minimum(torch.maximum(best.unsqueeze(1) + moves, low), high)
         lowest, where = evaluate(candidates).min(1)
         evaluated += MOVES
-        better = lowest < fitness
+        # A run that has ended stays as it is while others go on, so that none depends on another.
+        better = (lowest < fitness) & (idle < PATIENCE)
         best = torch.where(better.unsqueeze(1), candidates[rows, where], best)
         fitness = torch.where(better, lowest, fitness)
         idle = torch.where(better, 0, idle + 1)
