@@ -72,7 +72,7 @@ def search(
         channels_per_cluster: Channels kept in a cluster on average, at least 1.
         population: Candidates of the evolution's first generation.
         generations: It scores `population * generations` candidates.
-        seed: Of the evolution. The same seed gives the same plan on every machine.
+        seed: Of the evolution. The same seed gives the same plan at any number of threads.
 
     Returns:
         A plan, or a list of plans where a budget is a list. Its MACs and parameters are exact.
