@@ -26,13 +26,13 @@ PYBIND11_MODULE(_native, module) {
         "evaluate_population",
         [](Address population, int64_t runs, int64_t candidates, int64_t axes, Address loss,
            Address loss_offsets, std::array<Address, 6> cost, std::array<int64_t, 3> cost_sizes,
-           Address limits, double ceiling, Address fitness, int threads) {
+           Address limits, Address fitness, int threads) {
             const mdcp::Cost model{at<int64_t>(cost[0]), at<int64_t>(cost[1]), at<int64_t>(cost[2]),
                                    at<int64_t>(cost[3]), at<int64_t>(cost[4]), at<int64_t>(cost[5]),
                                    cost_sizes[0],        cost_sizes[1],        cost_sizes[2]};
             mdcp::evaluate_population(at<int64_t>(population), runs, candidates, axes,
                                       at<double>(loss), at<int64_t>(loss_offsets), model,
-                                      at<int64_t>(limits), ceiling, at<double>(fitness),
+                                      at<int64_t>(limits), at<double>(fitness),
                                       {threads, mdcp::kBaseline});
         },
         release());

@@ -24,7 +24,6 @@ void evaluate_population(const int64_t* population,  // [runs, candidates, axes]
                          const int64_t* loss_offsets,  // [axes + 1]
                          const Cost& cost,             //
                          const int64_t* limits,        // [runs, costs], each at least 1
-                         double ceiling,               // no sum of losses exceeds it
                          double* fitness,              // OUT [runs, candidates]
                          Execution how);
 

@@ -10,9 +10,10 @@ namespace mdcp {
 
 void evaluate_population(const int64_t* population, int64_t runs, int64_t candidates, int64_t axes,
                          const double* loss, const int64_t* loss_offsets, const Cost& cost,
-                         const int64_t* limits, double ceiling, double* fitness, Execution how) {
+                         const int64_t* limits, double* fitness, Execution how) {
     constexpr int64_t kBlock = 32;  // candidates a thread takes at a time
     const int64_t total = runs * candidates;
+    const double ceiling = largest_loss(loss, loss_offsets, axes);
     const int64_t blocks = (total + kBlock - 1) / kBlock;
     parallel_for(blocks, how.threads, [&](int, int64_t block) {
         std::vector<int64_t> count(cost.counts);

@@ -22,9 +22,23 @@ struct Cost {
     int64_t counts, term_count, costs;
 };
 
-// Loss of a candidate whose costs keep within the limits; otherwise `ceiling`, which no loss
-// exceeds, plus the excesses as fractions of the limits. The sums run in index order, so that every
-// device rounds alike. `count` is scratch memory of cost.counts numbers.
+// The worst width of every axis together: no candidate's losses add up to more.
+MDCP_POPULATION_INLINE double largest_loss(const double* loss, const int64_t* loss_offsets,
+                                           int64_t axes) {
+    double sum = 0;
+    for (int64_t a = 0; a < axes; ++a) {
+        double worst = loss[loss_offsets[a]];
+        for (int64_t i = loss_offsets[a] + 1; i < loss_offsets[a + 1]; ++i) {
+            worst = loss[i] > worst ? loss[i] : worst;
+        }
+        sum += worst;
+    }
+    return sum;
+}
+
+// Loss of a candidate whose costs keep within the limits; otherwise `ceiling`, the
+// largest_loss, plus the excesses as fractions of the limits. The sums run in index order, so that
+// every device rounds alike. `count` is scratch memory of cost.counts numbers.
 MDCP_POPULATION_INLINE double candidate_fitness(const int64_t* widths,        // [axes]
                                                 int64_t axes,                 //
                                                 const double* loss,           // [sum of channels]

@@ -132,6 +132,8 @@ def _evaluate_population(
             f"{len(offsets) - 1}"
         )
     check_finite(OP, "loss.values", values)
+    if bool((offsets.diff() < 1).any()):
+        raise ValueError(f"{OP}: loss.offsets: expected at least one width in every axis")
     channels = offsets.diff()
     outside = ((widths < 1) | (widths > channels)).nonzero()
     if len(outside):
@@ -145,13 +147,11 @@ def _evaluate_population(
     if bool((limits < 1).any()):
         raise ValueError(f"{OP}: budget: expected numbers of at least 1, got {int(limits.min())}")
     parts = _checked_cost(axes, constant, count_offsets, axis, factor, terms, coefficients)
-    # The worst width of every axis together: no candidate's losses add up to more.
-    ceiling = sum((float(part.max()) for part in values.split(channels.tolist())), 0.0)
     fitness = torch.empty((runs, candidates), dtype=torch.float64)
     native.evaluate_population(
         widths.data_ptr(), runs, candidates, axes, values.data_ptr(), offsets.data_ptr(),
         [part.data_ptr() for part in parts], [len(constant), len(terms), len(coefficients)],
-        limits.data_ptr(), ceiling, fitness.data_ptr(), torch.get_num_threads(),
+        limits.data_ptr(), fitness.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return fitness[0] if single else fitness
 
