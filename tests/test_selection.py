@@ -1,0 +1,143 @@
+"""Which channels stay: quotas, coverage of clusters, ties, and the loss table built from them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mdcp_fast.descriptors import Descriptors
+from mdcp_fast.ops.crowding import crowding_distance
+from mdcp_fast.selection import GRID, Selection, loss_table, select
+
+
+def described(sizes: list[int], dimensions: int = 3, seed: int = 0) -> Descriptors:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(sum(sizes), dimensions, generator=generator)
+    norms = torch.rand(sum(sizes), generator=generator) + 0.5
+    return Descriptors(points, torch.tensor([0, *sizes]).cumsum(0), norms)
+
+
+def jobs(selection: Selection) -> list[tuple[Tensor, Tensor]]:
+    """(kept, clusters) of every job."""
+    kept = selection.kept.split(selection.widths.tolist())
+    return list(zip(kept, selection.clusters.split(selection.channels.tolist()), strict=True))
+
+
+@pytest.mark.parametrize("channels_per_cluster", [1.0, 1.7, 4.0])
+def test_every_width_is_exact_and_every_cluster_is_covered(channels_per_cluster: float) -> None:
+    descriptors = described([24, 7, 1])
+    axis = torch.tensor([0] * 24 + [1] * 7 + [2])
+    width = torch.cat([torch.arange(1, 25), torch.arange(1, 8), torch.tensor([1])])
+    found = select(descriptors, axis, width, channels_per_cluster=channels_per_cluster)
+    for (kept, clusters), w in zip(jobs(found), width.tolist(), strict=True):
+        assert len(kept) == w and (kept.diff() > 0).all()
+        assert set(clusters[kept].tolist()) == set(clusters.tolist())
+        assert len(set(clusters.tolist())) == -(-w // channels_per_cluster)
+
+
+def test_quotas_go_by_largest_remainder_of_the_further_channels() -> None:
+    """Clusters of 6, 3 and 1 channels share 6: one each, and 3 more as 5 : 2 : 0 -> 2, 1, 0."""
+    points = torch.cat(
+        [torch.randn(6, 2) * 0.01, torch.randn(3, 2) * 0.01 + 10, -10 * torch.ones(1, 2)]
+    )
+    descriptors = Descriptors(points, torch.tensor([0, 10]), torch.ones(10))
+    found = select(descriptors, torch.tensor([0]), torch.tensor([6]), channels_per_cluster=2.0)
+    kept, clusters = jobs(found)[0]
+    counts = torch.bincount(clusters[kept])[clusters]
+    assert counts.tolist() == [3] * 6 + [2] * 3 + [1]
+
+
+def test_the_largest_crowding_distance_stays_inside_a_cluster() -> None:
+    descriptors = described([40])
+    found = select(descriptors, torch.tensor([0]), torch.tensor([20]), channels_per_cluster=5.0)
+    kept, clusters = jobs(found)[0]
+    for cluster in range(4):
+        members = (clusters == cluster).nonzero().flatten()
+        distance = crowding_distance(descriptors.points[members], torch.tensor([0, len(members)]))
+        stays = torch.isin(members, kept)
+        if not stays.all():
+            assert distance[stays].min() >= distance[~stays].max()
+
+
+def test_infinite_crowding_is_ordered_by_norm_then_index() -> None:
+    points = torch.tensor([[0.0], [1.0], [0.0], [1.0]])  # two pairs: everything is an end
+    norms = torch.tensor([1.0, 5.0, 2.0, 5.0])
+    descriptors = Descriptors(points, torch.tensor([0, 4]), norms)
+    kept, clusters = jobs(select(descriptors, torch.tensor([0]), torch.tensor([2])))[0]
+    assert clusters[0] == clusters[2] and clusters[1] == clusters[3]
+    assert kept.tolist() == [1, 2]
+
+
+def test_equal_channels_leave_clusters_empty_but_the_width_exact() -> None:
+    descriptors = Descriptors(torch.zeros(9, 3), torch.tensor([0, 9]), torch.arange(9.0))
+    for width in range(1, 10):
+        found = select(descriptors, torch.tensor([0]), torch.tensor([width]))
+        kept, _ = jobs(found)[0]
+        assert len(kept) == width
+
+
+def test_the_same_answer_at_every_thread_count_and_in_any_company() -> None:
+    descriptors = described([64, 33])
+    axis, width = torch.tensor([0, 1, 0, 1]), torch.tensor([20, 11, 50, 3])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = select(descriptors, axis, width)
+        torch.set_num_threads(3)
+        three = select(descriptors, axis, width)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+    for j, (kept, clusters) in enumerate(jobs(one)):
+        alone = select(descriptors, axis[j : j + 1], width[j : j + 1])
+        assert torch.equal(alone.kept, kept) and torch.equal(alone.clusters, clusters)
+
+
+def test_the_loss_is_the_share_of_spread_that_the_kept_channels_do_not_cover() -> None:
+    descriptors = described([10, 30])
+    choices = [torch.arange(1, 11), torch.arange(3, 31)]
+    table = loss_table(descriptors, choices)
+    assert table.offsets.tolist() == [0, 10, 40]
+    points = descriptors.points[:10].double()
+    total = (points - points.mean(0)).square().sum()
+    falling = torch.inf
+    for width in range(1, 11):
+        found = select(descriptors, torch.tensor([0]), torch.tensor([width]))
+        gaps = (points.unsqueeze(1) - points[found.kept]).square().sum(2).amin(1)
+        falling = min(falling, float(gaps.sum() / total))
+        assert table.values[width - 1] == pytest.approx(falling, rel=1e-5, abs=1e-6)
+
+
+def test_losses_fall_with_the_width_and_end_at_zero() -> None:
+    descriptors = described([200, 64])
+    table = loss_table(descriptors, [torch.arange(20, 201), torch.arange(8, 65, 8)])
+    for values in table.values.split([200, 64]):
+        assert (values.diff() <= 0).all() and values[-1] == 0 and values[0] > 0
+    assert len(table.values[19:200].diff().diff().abs().gt(1e-9).nonzero()) < GRID
+
+
+def test_an_axis_of_equal_channels_loses_nothing() -> None:
+    descriptors = Descriptors(torch.zeros(5, 3), torch.tensor([0, 5]), torch.ones(5))
+    assert torch.equal(
+        loss_table(descriptors, [torch.arange(1, 6)]).values, torch.zeros(5, dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "per_cluster", "message"),
+    [
+        (0, 1.0, r"width\[0\]: expected 1 to 8, got 0"),
+        (9, 1.0, r"width\[0\]: expected 1 to 8, got 9"),
+        (4, 0.5, "channels_per_cluster: expected at least 1, got 0.5"),
+        (4, float("nan"), "channels_per_cluster: expected at least 1, got nan"),
+    ],
+)
+def test_bad_input_is_named(width: int, per_cluster: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select(
+            described([8]),
+            torch.tensor([0]),
+            torch.tensor([width]),
+            channels_per_cluster=per_cluster,
+        )
