@@ -205,8 +205,9 @@ def _choices(
         positions = math.gcd(round_to, *(place.multiplicity for place in axis.producers))
         step = round_to // positions
         first = -(-least // step) * step
-        widths = torch.arange(first, axis.channels + 1, step)
-        if len(widths) == 0:
+        if first <= axis.channels:
+            widths = torch.arange(first, axis.channels + 1, step)
+        else:
             widths = torch.tensor([axis.channels])
             notes[axis.name] = (
                 f"left whole: no multiple of {step} from {least} to {axis.channels} channels "
