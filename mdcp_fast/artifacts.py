@@ -1,4 +1,4 @@
-"""Saves and loads pruned networks without pickle: a safetensors file whose metadata holds the plan."""
+"""Saves and loads pruned networks without pickle: safetensors, with the plan as metadata."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mdcp_fast.plan import PruningPlan
-from mdcp_fast.removal import remove
+from mdcp_fast.removal import remove, tensor_of
 
 PLAN_KEY = "mdcp_fast.plan"
 FROZEN_KEY = "mdcp_fast.frozen"
@@ -21,7 +21,7 @@ FROZEN_KEY = "mdcp_fast.frozen"
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside `path` that takes its place when the block ends, and is gone if it fails.
+    """Gives a temporary path beside `path` that takes its place when the block ends without error.
 
     So a file appears whole or not at all, also when the program is killed or the disk is full.
     """
@@ -54,19 +54,23 @@ def save(path: str | os.PathLike[str], model: nn.Module, plan: PruningPlan) -> N
         plan: The plan.
 
     Raises:
+        TypeError: `model` or `plan` is something else.
         ValueError: A parameter of `model` does not have the size that `plan` says.
         OSError: The file cannot be written.
     """
     from safetensors.torch import save_model
 
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"save: model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(plan, PruningPlan):
+        raise TypeError(f"save: plan: expected a PruningPlan, got {type(plan).__name__}")
     for name, dimensions in plan.positions.items():
-        path_of, _, leaf = name.rpartition(".")
-        tensor = getattr(model.get_submodule(path_of), leaf)
+        shape = list(tensor_of(model, name).shape)
         for dimension, kept in dimensions.items():
-            if tensor.shape[dimension] != len(kept):
+            if dimension >= len(shape) or shape[dimension] != len(kept):
                 raise ValueError(
-                    f"save: model should have {len(kept)} entries along dimension {dimension} of {name} by this plan, "
-                    f"got shape {tuple(tensor.shape)}"
+                    f"save: model: expected {len(kept)} entries along dimension {dimension} of "
+                    f"{name} by this plan, got shape {shape}"
                 )
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     metadata = {"format": "pt", PLAN_KEY: plan.to_json(), FROZEN_KEY: json.dumps(frozen)}
@@ -75,62 +79,82 @@ def save(path: str | os.PathLike[str], model: nn.Module, plan: PruningPlan) -> N
 
 
 def load(path: str | os.PathLike[str], make_model: Callable[[], nn.Module]) -> nn.Module:
-    """Reads a pruned network: builds the dense one, replays the plan, loads the weights. No pickle is involved.
+    """Reads a pruned network: builds the dense one, replays the plan, loads the weights.
+
+    No pickle is involved: nothing in the file is run.
 
     Args:
         path: A file that `save` wrote.
-        make_model: Returns the dense network (its weights do not matter), e.g. `torchvision.models.resnet50`.
+        make_model: Returns the dense network (its weights do not matter), e.g.
+            `torchvision.models.resnet50`.
 
     Returns:
-        The pruned network in evaluation mode, on the CPU or where `make_model` puts it, with the saved dtype.
+        The pruned network in evaluation mode, on the CPU or where `make_model` puts it, with the
+        saved dtype.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is truncated or was not written by `save`, or `make_model` makes another network.
+        TypeError: `make_model` does not make a network.
+        ValueError: The file is truncated or was not written by `save`, or `make_model` makes
+            another network.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"load: path should be a file written by mdcp_fast.save, got {os.fspath(path)!r}"
-        )
+    metadata, tensors = _read(path)
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+        plan = PruningPlan.from_json(metadata[PLAN_KEY])
+        frozen = set(json.loads(metadata.get(FROZEN_KEY, "[]")))
+    except (ValueError, TypeError) as error:
         raise ValueError(
-            f"load: {os.fspath(path)!r} should be a whole safetensors file, got: {error}"
+            f"load: path: expected a pruning plan in {os.fspath(path)!r}, got: {error}"
         ) from error
-    if PLAN_KEY not in metadata:
-        raise ValueError(
-            f"load: {os.fspath(path)!r} should hold a pruning plan (mdcp_fast.save writes it), got none"
+    if not callable(make_model):
+        raise TypeError(
+            f"load: make_model: expected a function without arguments, got "
+            f"{type(make_model).__name__}"
         )
-    plan = PruningPlan.from_json(metadata[PLAN_KEY])
     model = make_model()
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"load: make_model should return a torch.nn.Module, got {type(model).__name__}"
+            f"load: make_model: expected a function that returns a torch.nn.Module, got "
+            f"{type(model).__name__} from it"
         )
     try:
         small = remove(model, plan.positions)
     except ValueError as error:
         raise ValueError(
-            f"load: make_model should make the network that the plan was made for: {error}"
+            f"load: make_model: expected the network that the plan was made for, got: {error}"
         ) from error
     _load_tensors(small, tensors, metadata)
-    frozen = set(json.loads(metadata.get(FROZEN_KEY, "[]")))
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return small.eval()
 
 
-def _load_tensors(
-    model: nn.Module, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
-) -> None:
-    """Copies saved tensors into the model's, names that share storage included, and takes over their dtype."""
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"load: path: expected a file written by save, got {name!r}")
+    try:
+        with safe_open(name, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"load: path: expected a whole safetensors file, got {name!r}: {error}"
+        ) from error
+    if PLAN_KEY not in metadata:
+        raise ValueError(f"load: path: expected a file written by save, got {name!r} without plan")
+    return metadata, tensors
+
+
+def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Copies saved tensors into the model's and takes over their dtype.
+
+    safetensors stores tensors that share memory once; the metadata maps the other names to that
+    one.
+    """
     own = model.state_dict(keep_vars=True)
-    # save_model stores tensors that share memory once; the metadata maps the other names to the stored one.
     aliases = {
         name: stored for name, stored in metadata.items() if name in own and stored in tensors
     }
@@ -138,16 +162,16 @@ def _load_tensors(
     unexpected = [name for name in tensors if name not in own]
     if missing or unexpected:
         raise ValueError(
-            "load: make_model should make the network that was saved; "
-            f"missing in the file: {missing[:5]}, not in the network: {unexpected[:5]}"
+            "load: make_model: expected the network that was saved, got one with "
+            f"{missing[:5]} that the file lacks, and without {unexpected[:5]}"
         )
     with torch.no_grad():
         for name, target in own.items():
             value = tensors[aliases.get(name, name)]
             if value.shape != target.shape:
                 raise ValueError(
-                    f"load: make_model should make the network that was saved; {name} should have shape "
-                    f"{tuple(value.shape)}, got {tuple(target.shape)}"
+                    f"load: make_model: expected the network that was saved, with {name} of shape "
+                    f"{list(value.shape)}, got {list(target.shape)}"
                 )
             if target.dtype != value.dtype:
                 target.data = target.data.to(value.dtype)

@@ -1,9 +1,10 @@
-"""Recovers accuracy without labels: consumers absorb what removed channels carried; BatchNorm is re-estimated.
+"""Recovers accuracy without labels: ridge compensation and re-estimation of BatchNorm.
 
-Ridge compensation: on calibration batches the dense network's inputs x of a layer that lost input channels give their
-Gram matrix G. The lost channels D are predicted from the kept ones K by ridge regression, x_D = B x_K with
-B = G_DK (G_KK + lam I)^-1, and the layer's weight takes that over: W_K + W_D B. Where the layer has a bias or a BatchNorm
-right behind it, the regression is centred and the mean goes there.
+Ridge compensation: on calibration batches the dense network's inputs x of a layer that lost input
+channels give their Gram matrix G. The lost channels D are predicted from the kept ones K by ridge
+regression, x_D = B x_K with B = G_DK (G_KK + lam I)^-1, and the layer's weight takes that over:
+W_K + W_D B. Where the layer has a bias or a BatchNorm right behind it, the regression is centred
+and the mean goes there.
 """
 
 from __future__ import annotations
@@ -15,21 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.graph import ChannelGraph, Place, evaluating
+from mdcp_fast.capture import Inputs, call, evaluating
+from mdcp_fast.graph import ChannelGraph, Place
+from mdcp_fast.removal import Positions
 
 RIDGE = 1e-3  # of the mean diagonal of the Gram matrix of the kept channels
 LARGEST_GRAM = 8192  # input channels; beyond that a float64 Gram matrix takes over half a gigabyte
+ROWS = 1 << 22  # numbers of an input that are copied at once: 16 MB in float32
 
 
-def calibration_batches(graph: ChannelGraph, calibration: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """Calibration data as a list of the model's argument tuples, on the model's device.
+def calibration_batches(graph: ChannelGraph, calibration: Iterable[Any]) -> list[Inputs]:
+    """Calibration data as a list of the model's arguments, on the device of the example inputs.
 
     Args:
-        graph: The traced network; batches may differ from its example inputs in the batch size only.
-        calibration: An iterable of tensors, of (input, label) pairs, or of tuples of the model's arguments.
+        graph: The traced network; batches may differ from its example inputs in the batch size
+            only.
+        calibration: An iterable of tensors, of (input, label) pairs, of tuples of the model's
+            arguments, or of dicts of named arguments if the example inputs are such a dict.
 
     Raises:
-        TypeError: It is not an iterable of tensors or tuples of tensors.
+        TypeError: It is not an iterable of such batches.
         ValueError: It is empty, or a batch has another shape than the example inputs.
     """
     if isinstance(calibration, Tensor):
@@ -38,47 +44,56 @@ def calibration_batches(graph: ChannelGraph, calibration: Iterable[Any]) -> list
         items = iter(calibration)
     except TypeError:
         kind = type(calibration).__name__
-        raise TypeError(f"calibration should be an iterable of batches, got {kind}") from None
-    device = next(graph.model.parameters()).device
-    batches = [_arguments(graph.example_inputs, batch, device) for batch in items]
+        raise TypeError(f"calibration: expected an iterable of batches, got {kind}") from None
+    batches = [_inputs(graph.example_inputs, batch) for batch in items]
     if not batches:
         raise ValueError(
-            "calibration should hold at least one batch, got none (an iterator that was used up?)"
+            "calibration: expected at least one batch, got none (an iterator that was used up?)"
         )
     return batches
 
 
-def _arguments(example: tuple[Any, ...], batch: Any, device: torch.device) -> tuple[Any, ...]:
+def _inputs(example: Inputs, batch: Any) -> Inputs:
+    if isinstance(example, dict):
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"calibration: expected dicts of named arguments as the example inputs are, got "
+                f"{type(batch).__name__}"
+            )
+        missing = [name for name in example if name not in batch]
+        if missing:
+            raise ValueError(f"calibration: expected batches with {missing}, got {list(batch)}")
+        return {name: _input(wanted, batch[name]) for name, wanted in example.items()}
     values = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
     if len(values) < len(example):
         raise ValueError(
-            f"calibration batches should hold {len(example)} inputs, got {len(values)}"
+            f"calibration: expected batches of {len(example)} inputs, got {len(values)}"
         )
-    arguments = []
-    for wanted, got in zip(
-        example, values, strict=False
-    ):  # what follows the arguments (labels) is not needed
-        if isinstance(wanted, Tensor):
-            if not isinstance(got, Tensor):
-                raise TypeError(
-                    f"calibration batches should hold tensors, got {type(got).__name__}"
-                )
-            if got.dim() != wanted.dim() or got.shape[1:] != wanted.shape[1:]:
-                raise ValueError(
-                    f"calibration batches should have shape [batch, {', '.join(map(str, wanted.shape[1:]))}] "
-                    f"as the example inputs have, got {list(got.shape)}"
-                )
-            got = got.to(device, wanted.dtype)
-        arguments.append(got)
-    return tuple(arguments)
+    # What follows the arguments (labels) is not needed.
+    return tuple(_input(wanted, got) for wanted, got in zip(example, values, strict=False))
+
+
+def _input(wanted: Any, got: Any) -> Any:
+    if not isinstance(wanted, Tensor):
+        return got
+    if not isinstance(got, Tensor):
+        raise TypeError(f"calibration: expected batches of tensors, got {type(got).__name__}")
+    fits = got.dim() == wanted.dim() and got.shape[1:] == wanted.shape[1:]
+    if not fits or (got.dim() and not got.shape[0]):
+        sizes = ", ".join(str(size) for size in wanted.shape[1:])
+        raise ValueError(
+            f"calibration: expected batches of shape [batch, {sizes}] as the example inputs have, "
+            f"got {list(got.shape)}"
+        )
+    return got.to(wanted.device, wanted.dtype)
 
 
 @dataclass
 class _Consumer:
     """A layer that lost input channels, and the running sums over its dense inputs.
 
-    Inputs are seen as [samples, groups, channels]: `channels` is what one group reads, and where a flattened input holds
-    each channel at several positions these count as samples.
+    Inputs are seen as [samples, groups, channels]: `channels` is what one group reads, and where a
+    flattened input holds each channel at several positions, these count as samples.
     """
 
     weight: str
@@ -91,63 +106,51 @@ class _Consumer:
     samples: int = 0
 
     @torch.no_grad()
-    def see(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0].detach()
-        if isinstance(module, nn.Linear):
-            rows = x.flatten(0, -2)  # [samples, features]
-        else:
-            spatial = module.weight.dim() - 2
-            rows = x.movedim(x.dim() - 1 - spatial, -1).flatten(0, -2)
-        if self.blocks is not None:
-            rows = rows[:, self.blocks.T.to(rows.device)].flatten(
-                0, 1
-            )  # [samples * multiplicity, channels]
-        groups = 1 if self.blocks is not None else getattr(module, "groups", 1)
-        grouped = (
-            rows.float().unflatten(1, (groups, -1)).transpose(0, 1)
-        )  # [groups, samples, channels]
-        gram = (grouped.transpose(1, 2) @ grouped).double()
-        total = grouped.double().sum(1)
-        self.gram = gram if self.gram is None else self.gram + gram
-        self.total = total if self.total is None else self.total + total
-        self.samples += rows.shape[0]
+    def see(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """A forward pre-hook: adds a batch of the layer's inputs to the sums."""
+        x = arguments[0] if arguments else named["input"]
+        if isinstance(module, nn.modules.conv._ConvNd):
+            if x.dim() == module.weight.dim() - 1:  # without a batch dimension
+                x = x.unsqueeze(0)
+            x = x.movedim(1, -1)
+        rows = x.reshape(-1, x.shape[-1])  # [samples, channels of all groups]
+        for part in rows.split(max(1, ROWS // rows.shape[1])):
+            self._add(part, 1 if self.blocks is not None else getattr(module, "groups", 1))
 
-    def weight_and_shift(self, weight: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
-        """The compensated dense-output weight, and what its output lacks on average.
+    def _add(self, rows: Tensor, groups: int) -> None:
+        if self.blocks is not None:
+            rows = rows[:, self.blocks.T.to(rows.device)].flatten(0, 1)  # multiplicity as samples
+        grouped = rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+        grouped = grouped.unflatten(1, (groups, -1)).transpose(0, 1)  # [groups, samples, channels]
+        gram, total = (grouped.transpose(1, 2) @ grouped).double(), grouped.double().sum(1)
+        if self.gram is None or self.total is None:
+            self.gram, self.total = gram, total
+        else:
+            self.gram += gram
+            self.total += total
+        self.samples += grouped.shape[1]
+
+    def absorbed(self, weight: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+        """The compensated weight, and what the layer's output then lacks on average.
 
         Args:
             weight: The dense weight.
-            centred: Whether the mean is taken care of elsewhere.
+            centred: Whether that mean can be added behind the layer.
 
         Returns:
-            The weight with only the kept input positions; float64 [output channels] to add to the output.
+            float64, `weight` with only the kept input positions; float64 [output channels].
         """
         assert self.gram is not None and self.total is not None
         groups, channels, _ = self.gram.shape
         gram, mean = self.gram / self.samples, self.total / self.samples
         if centred:
             gram = gram - mean.unsqueeze(2) * mean.unsqueeze(1)
-        kept = self.kept if self.blocks is None else _kept_channels(self.blocks, self.kept)
-        kept = kept.to(gram.device)
-        gone = torch.ones(channels, dtype=torch.bool, device=gram.device)
-        gone[kept] = False
-        lost = gone.nonzero().flatten()
-        inner = gram[:, kept][:, :, kept]
-        ridge = RIDGE * inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(
-            torch.finfo(torch.float32).tiny
-        )
-        inner = inner + ridge[:, None, None] * torch.eye(
-            len(kept), dtype=torch.float64, device=gram.device
-        )
-        predict = torch.linalg.solve(inner, gram[:, kept][:, :, lost]).transpose(
-            1, 2
-        )  # [groups, lost, kept]
+        lost, kept = self._split(channels, gram.device)
+        predict = _ridge(gram, kept, lost)  # [groups, lost, kept]
 
         w = weight.detach().double().movedim(self.dimension, -1)  # [outputs, ..., inputs]
-        if self.blocks is not None:
-            w = w[..., self.blocks.to(w.device)].transpose(
-                -1, -2
-            )  # [outputs, multiplicity, channels]
+        if self.blocks is not None:  # [outputs, multiplicity, channels]
+            w = w[..., self.blocks.to(w.device)].transpose(-1, -2)
         shape = w.shape
         w = w.reshape(groups, shape[0] // groups, -1, channels)
         adapted = w[..., kept] + torch.einsum("gonl,glk->gonk", w[..., lost], predict)
@@ -155,25 +158,40 @@ class _Consumer:
         shift = torch.einsum("gonl,gl->go", w[..., lost], residual).flatten()
         adapted = adapted.reshape(*shape[:-1], len(kept))
         if self.blocks is not None:
-            flat = torch.empty(shape[0], len(self.kept), dtype=adapted.dtype, device=adapted.device)
-            where = torch.searchsorted(
-                self.kept, self.blocks[kept.cpu()].contiguous()
-            )  # [kept, multiplicity]
-            flat[:, where.T.flatten()] = adapted.flatten(1)
-            adapted = flat
+            adapted = self._flattened(adapted, kept)
         return adapted.movedim(-1, self.dimension), shift
 
+    def _split(self, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Which channels were lost and which were kept."""
+        kept = self.kept
+        if self.blocks is not None:
+            kept = torch.isin(self.blocks[:, 0], kept).nonzero().flatten()
+        gone = torch.ones(channels, dtype=torch.bool)
+        gone[kept] = False
+        return gone.nonzero().flatten().to(device), kept.to(device)
 
-def _kept_channels(blocks: Tensor, kept: Tensor) -> Tensor:
-    return torch.isin(blocks[:, 0], kept).nonzero().flatten()
+    def _flattened(self, adapted: Tensor, kept: Tensor) -> Tensor:
+        """[outputs, multiplicity, kept channels] back to [outputs, kept positions]."""
+        assert self.blocks is not None
+        flat = adapted.new_empty(adapted.shape[0], len(self.kept))
+        where = torch.searchsorted(self.kept, self.blocks[kept.cpu()].contiguous())
+        flat[:, where.T.flatten().to(flat.device)] = adapted.flatten(1)
+        return flat
+
+
+def _ridge(gram: Tensor, kept: Tensor, lost: Tensor) -> Tensor:
+    """Coefficients that predict lost channels from kept ones: [groups, lost, kept]."""
+    inner = gram[:, kept][:, :, kept]
+    scale = inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
+    identity = torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
+    inner = inner + RIDGE * scale[:, None, None] * identity
+    solved = torch.linalg.solve(inner, gram[:, kept][:, :, lost])
+    return solved.transpose(1, 2)
 
 
 @torch.no_grad()
 def compensate(
-    graph: ChannelGraph,
-    small: nn.Module,
-    positions: Mapping[str, Mapping[int, Tensor]],
-    batches: list[tuple[Any, ...]],
+    graph: ChannelGraph, small: nn.Module, positions: Positions, batches: list[Inputs]
 ) -> tuple[str, ...]:
     """Lets every layer that lost input channels absorb what they carried, in place in `small`.
 
@@ -184,29 +202,30 @@ def compensate(
         batches: Calibration batches (see `calibration_batches`).
 
     Returns:
-        Names of the weights that lost inputs and could not be compensated (layers that are not called as modules, or too
-        wide for a Gram matrix).
+        Names of the weights that lost inputs and could not be compensated (layers that are not
+        called as modules, or too wide for a Gram matrix).
     """
     consumers, skipped = _consumers(graph, positions)
-    handles = [consumer.module.register_forward_pre_hook(consumer.see) for consumer in consumers]
+    handles = [
+        consumer.module.register_forward_pre_hook(consumer.see, with_kwargs=True)
+        for consumer in consumers
+    ]
     try:
         with evaluating(graph.model):
             for batch in batches:
-                graph.model(*batch)
+                call(graph.model, batch)
     finally:
         for handle in handles:
             handle.remove()
     for consumer in consumers:
         if consumer.gram is None or not bool(torch.isfinite(consumer.gram).all()):
             skipped.append(consumer.weight)
-            continue
-        _absorb(graph, small, positions, consumer)
+        else:
+            _absorb(graph, small, positions, consumer)
     return tuple(skipped)
 
 
-def _consumers(
-    graph: ChannelGraph, positions: Mapping[str, Mapping[int, Tensor]]
-) -> tuple[list[_Consumer], list[str]]:
+def _consumers(graph: ChannelGraph, positions: Positions) -> tuple[list[_Consumer], list[str]]:
     places: dict[tuple[str, int], list[Place]] = {}
     for axis in graph.axes:
         for place in axis.consumers:
@@ -216,34 +235,42 @@ def _consumers(
         kept = positions.get(name, {}).get(dimension)
         if kept is None:
             continue
-        module = graph.model.get_submodule(name.rpartition(".")[0])
+        path, _, leaf = name.rpartition(".")
+        module = graph.model.get_submodule(path)
         size = graph.model.get_parameter(name).shape[dimension]
-        blocks = members[0].positions
-        flattened = isinstance(module, nn.Linear) and blocks.shape[1] > 1 and blocks.numel() == size
-        plain = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and name.endswith(
-            ".weight"
-        )
-        transposed_groups = (
-            isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1
-        )
-        if not plain or transposed_groups or (not flattened and size > LARGEST_GRAM):
+        blocks = _blocks(members, size) if isinstance(module, nn.Linear) else None
+        layer = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and leaf == "weight"
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1
+        width = size if blocks is None else len(blocks)
+        if not layer or width > LARGEST_GRAM or transposed:
             skipped.append(name)
-            continue
-        consumers.append(_Consumer(name, module, dimension, kept, blocks if flattened else None))
+        else:
+            consumers.append(_Consumer(name, module, dimension, kept, blocks))
     return consumers, skipped
 
 
+def _blocks(members: list[Place], size: int) -> Tensor | None:
+    """Positions of each channel of a flattened input, [channels, multiplicity], in order.
+
+    None where the input is not flattened, or its channels do not all have as many positions.
+    """
+    multiplicity = members[0].multiplicity
+    if multiplicity == 1 or any(place.multiplicity != multiplicity for place in members):
+        return None
+    blocks = torch.cat([place.positions for place in members])
+    if blocks.numel() != size:
+        return None
+    return blocks[blocks[:, 0].argsort()]
+
+
 def _absorb(
-    graph: ChannelGraph,
-    small: nn.Module,
-    positions: Mapping[str, Mapping[int, Tensor]],
-    consumer: _Consumer,
+    graph: ChannelGraph, small: nn.Module, positions: Positions, consumer: _Consumer
 ) -> None:
     path = consumer.weight.rpartition(".")[0]
     layer: Any = small.get_submodule(path)
     running_mean = graph.normalized_by.get(consumer.weight)
     centred = layer.bias is not None or running_mean is not None
-    weight, shift = consumer.weight_and_shift(graph.model.get_parameter(consumer.weight), centred)
+    weight, shift = consumer.absorbed(graph.model.get_parameter(consumer.weight), centred)
     for dimension, kept in positions[consumer.weight].items():
         if dimension != consumer.dimension:
             weight = weight.index_select(dimension, kept.to(weight.device))
@@ -263,43 +290,40 @@ def _absorb(
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: list[tuple[Any, ...]]) -> None:
-    """Re-estimates the running statistics of every BatchNorm as the cumulative average over `batches`, in place.
+def recalibrate(model: nn.Module, batches: list[Inputs]) -> None:
+    """Re-estimates the statistics of every BatchNorm as the cumulative average over `batches`.
 
-    Everything but BatchNorm runs in evaluation mode; modes, momenta and weights stay as they were.
+    In place. Everything but BatchNorm runs in evaluation mode; modes, momenta and weights stay as
+    they were, and so do the statistics if a batch fails.
 
     Args:
         model: The network.
-        batches: Argument tuples; each batch needs more than one value per channel.
+        batches: The model's arguments; each batch needs more than one value per channel.
 
     Raises:
         ValueError: A batch has a single value per channel.
     """
-    norms = [
+    norms: list[Any] = [
         module
         for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     ]
-    if not norms:
-        return
-    before = [
-        (m.momentum, m.running_mean.clone(), m.running_var.clone(), m.num_batches_tracked.clone())
-        for m in norms
-    ]
+    statistics = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
+    before = [[tensor.clone() for tensor in tensors] for tensors in statistics]
+    momenta = [module.momentum for module in norms]
     try:
         with evaluating(model):
             for module in norms:
                 module.train()
                 module.reset_running_stats()
-                module.momentum = None
+                module.momentum = None  # the cumulative average
             for batch in batches:
-                model(*batch)
+                call(model, batch)
     except BaseException:
-        for module, (_, mean, var, count) in zip(norms, before, strict=True):
-            module.running_mean.copy_(mean)
-            module.running_var.copy_(var)
-            module.num_batches_tracked.copy_(count)
+        for tensors, values in zip(statistics, before, strict=True):
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
         raise
     finally:
-        for module, (momentum, *_) in zip(norms, before, strict=True):
+        for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum

@@ -1,98 +1,69 @@
-"""ChannelGraph: the axes along which a network can be pruned, what each costs, and what may not be pruned and why."""
+"""ChannelGraph: the axes along which a network can be pruned, and what each costs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.labels import INPUT, OUTPUT, LabelWalk
-from mdcp_fast.ops.population import CostModel
-from mdcp_fast.removal import difference, float64_inputs, in_float64, remove, scrambled
+from mdcp_fast.axes import Axis, FixedAxis, Place, gather, merged, module_of
+from mdcp_fast.capture import (
+    Inputs,
+    as_inputs,
+    call,
+    count_macs,
+    evaluating,
+    export,
+    export_training,
+)
+from mdcp_fast.cost import cost_model, macs_by_weight
+from mdcp_fast.labels import OUTPUT, Multiplication, Walk, walk_program
+from mdcp_fast.removal import tensor_of
+from mdcp_fast.verification import (
+    TOLERANCE,
+    culprits,
+    difference,
+    in_float64,
+    runs,
+    scrambled,
+)
 
-TOLERANCE = 1e-10  # largest difference, relative to the largest output, between a pruned and a zeroed network
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an axis's channels sit in one parameter or buffer.
-
-    Attributes:
-        parameter: Fully qualified name, e.g. "layer1.0.conv1.weight".
-        dimension: The dimension of that tensor.
-        positions: int64 [channels, multiplicity], the positions of each channel along it.
-        role: "output" (a weight's producing dimension), "input" (a weight's consuming dimension) or "along" (a bias, a
-            normalisation's weights and statistics, a parameter that is multiplied in).
-    """
-
-    parameter: str
-    dimension: int
-    positions: Tensor
-    role: str
-
-    @property
-    def multiplicity(self) -> int:
-        return int(self.positions.shape[1])
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Channels that are removed one by one, each from all of its places at once.
-
-    Attributes:
-        name: The module that first produces them, e.g. "layer1.0.conv1".
-        channels: How many removable channels there are; width w in 1..channels keeps w of them.
-        places: Everywhere they sit.
-        exact: Removing a channel equals zeroing it. False behind LayerNorm, GroupNorm or softmax over channels.
-    """
-
-    name: str
-    channels: int
-    places: tuple[Place, ...]
-    exact: bool = True
-
-    @property
-    def producers(self) -> tuple[Place, ...]:
-        return tuple(place for place in self.places if place.role == OUTPUT)
-
-    @property
-    def consumers(self) -> tuple[Place, ...]:
-        return tuple(place for place in self.places if place.role == INPUT)
-
-
-@dataclass(frozen=True)
-class FixedAxis:
-    """Channels that stay, and why."""
-
-    name: str
-    channels: int
-    reason: str
+__all__ = [
+    "Axis",
+    "ChannelGraph",
+    "FixedAxis",
+    "Place",
+    "call",
+    "count_macs",
+    "evaluating",
+    "trace",
+]
 
 
 class ChannelGraph:
-    """What `trace` found out about a network. Print it to see every axis, its layers and its share of the MACs.
+    """What `trace` found out about a network. Print it to see every axis, its layers and its MACs.
 
     Attributes:
         model: The dense network, untouched.
-        example_inputs: The inputs it was traced with.
+        example_inputs: The inputs it was traced with: a tuple of arguments, or a dict of named
+            ones.
         axes: What may be pruned, in order of execution.
         fixed: What may not, with reasons.
         cost: MACs and parameters (in this order) as a function of the axis widths, exact.
         macs: Multiply-accumulates of the dense network for `example_inputs`.
         params: Number of parameters of the dense network.
-        normalized_by: For each weight whose layer a BatchNorm follows directly, the name of that running mean.
+        normalized_by: For each weight whose layer a BatchNorm follows directly, the name of that
+            running mean.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        example_inputs: tuple[Any, ...],
+        example_inputs: Inputs,
         axes: Sequence[Axis],
         fixed: Sequence[FixedAxis],
-        multiplications: Sequence[tuple[str, int]],
+        multiplications: Sequence[Multiplication],
         macs: int,
         normalized_by: Mapping[str, str] | None = None,
     ) -> None:
@@ -103,8 +74,9 @@ class ChannelGraph:
         self.multiplications = tuple(multiplications)
         self.normalized_by = dict(normalized_by or {})
         self.macs = macs
-        self.params = sum(p.numel() for p in model.parameters())
-        self.cost = _cost_model(model, self.axes, self.multiplications, macs)
+        parameters = dict(model.named_parameters())
+        self.params = sum(p.numel() for p in parameters.values())
+        self.cost = cost_model(parameters, self.axes, self.multiplications, macs)
 
     @property
     def widths(self) -> Tensor:
@@ -112,7 +84,11 @@ class ChannelGraph:
         return torch.tensor([axis.channels for axis in self.axes], dtype=torch.int64)
 
     def weights(self, axis: Axis) -> list[Tensor]:
-        """The weights that make each channel of `axis`: float32 [channels, numbers], one matrix per producing layer."""
+        """The weights that make each channel of `axis`, one matrix for each producing layer.
+
+        Returns:
+            float32 [channels, numbers] on the CPU.
+        """
         matrices = []
         for place in axis.producers:
             weight = self.model.get_parameter(place.parameter).detach()
@@ -122,9 +98,10 @@ class ChannelGraph:
         return matrices
 
     def positions(self, kept: Sequence[Sequence[int]]) -> dict[str, dict[int, Tensor]]:
-        """Positions that stay when axis i keeps the channels `kept[i]`: {parameter: {dimension: int64 positions}}.
+        """Positions that stay, {parameter: {dimension: positions}}, if axis i keeps `kept[i]`.
 
-        Only parameters and dimensions that lose something are in it.
+        Only parameters and dimensions that lose something are in it, shared ones by all their
+        names.
         """
         masks: dict[tuple[str, int], Tensor] = {}
         for axis, chosen in zip(self.axes, kept, strict=True):
@@ -135,93 +112,74 @@ class ChannelGraph:
             for place in axis.places:
                 key = (place.parameter, place.dimension)
                 if key not in masks:
-                    path, _, leaf = place.parameter.rpartition(".")
-                    tensor = getattr(self.model.get_submodule(path), leaf)
-                    masks[key] = torch.ones(tensor.shape[place.dimension], dtype=torch.bool)
+                    size = tensor_of(self.model, place.parameter).shape[place.dimension]
+                    masks[key] = torch.ones(size, dtype=torch.bool)
                 masks[key][place.positions[gone].flatten()] = False
         positions: dict[str, dict[int, Tensor]] = {}
         for (parameter, dimension), mask in masks.items():
             positions.setdefault(parameter, {})[dimension] = mask.nonzero().flatten()
+        for name, first in _shared_names(self.model).items():
+            if first in positions:
+                positions[name] = positions[first]
         return positions
 
-    def failing(
-        self, kept: Sequence[Sequence[int]], model: nn.Module | None = None
-    ) -> dict[str, str]:
-        """Names of the axes for which keeping `kept` does not give the zeroed network, and what happened.
+    def failing(self, kept: Sequence[Sequence[int]], *, scramble: bool = False) -> dict[str, str]:
+        """Names of the axes for which keeping `kept` does not give the zeroed network, and how.
 
-        `model` is a network of the same structure to try it on; by default the dense network itself.
+        Args:
+            kept: For each axis, the channels that stay.
+            scramble: Try it with random weights under which every channel matters.
 
-        All axes are tried together first; where that fails, halves of them, down to single axes; and for failures that
-        take several axes, one more at a time.
+        Raises:
+            ValueError: The network fails its own check with nothing removed, so it says nothing.
         """
-        model = self.model if model is None else model
-        whole = [range(axis.channels) for axis in self.axes]
-        failing: dict[str, str] = {}
+        make_double = scrambled if scramble else in_float64
 
-        def pruned_along(indices: Sequence[int]) -> list[Sequence[int]]:
-            return [kept[i] if i in set(indices) else whole[i] for i in range(len(whole))]
+        def trial(indices: Sequence[int]) -> str | None:
+            wanted = set(indices)
+            chosen = [
+                kept[i] if i in wanted else range(axis.channels) for i, axis in enumerate(self.axes)
+            ]
+            return self._failure(chosen, make_double(self.model))
 
-        def halve(indices: list[int]) -> None:
-            reason = self._failure(pruned_along(indices), model)
-            if reason is None:
-                return
-            if len(indices) == 1:
-                failing[self.axes[indices[0]].name] = reason
-                return
-            halve(indices[: len(indices) // 2])
-            halve(indices[len(indices) // 2 :])
-
-        reason = self._failure(kept, model)
-        if reason is None:
+        if trial(range(len(self.axes))) is None:
             return {}
-        if len(whole) == 1:
-            return {self.axes[0].name: reason}
-        halve(list(range(len(whole) // 2)))
-        halve(list(range(len(whole) // 2, len(whole))))
-        passing = [i for i, axis in enumerate(self.axes) if axis.name not in failing]
-        if (
-            self._failure(pruned_along(passing), model) is not None
-        ):  # it takes several axes together
-            together: list[int] = []
-            for i in passing:
-                reason = self._failure(pruned_along([*together, i]), model)
-                if reason is None:
-                    together.append(i)
-                else:
-                    failing[self.axes[i].name] = reason
-        return failing
+        unpruned = trial([])
+        if unpruned is not None:
+            raise ValueError(
+                "check: model: expected a network that gives the same output twice in float64, got "
+                f"one where, with nothing removed, {unpruned}; pass check=False to go unchecked"
+            )
+        found = culprits(len(self.axes), trial)
+        return {self.axes[i].name: reason for i, reason in found.items()}
 
-    def _failure(self, kept: Sequence[Sequence[int]], model: nn.Module) -> str | None:
-        """What is wrong with the network pruned to `kept`, or None. Inexact axes are only required to run."""
+    def _failure(self, kept: Sequence[Sequence[int]], double: nn.Module) -> str | None:
+        """What is wrong with the network pruned to `kept`, or None.
+
+        Inexact axes are only required to run. `double` is used up.
+        """
         exact = [
             chosen if axis.exact else range(axis.channels)
             for axis, chosen in zip(self.axes, kept, strict=True)
         ]
         try:
-            gap = difference(model, self.positions(exact), self.example_inputs)
-            if any(not axis.exact for axis in self.axes):
-                with torch.no_grad():
-                    in_float64(remove(model, self.positions(kept)))(
-                        *float64_inputs(self.example_inputs)
-                    )
-        except (
-            Exception
-        ) as error:  # whatever the user's forward raises on fewer channels is the reason
+            if not all(axis.exact for axis in self.axes):
+                runs(double, self.positions(kept), self.example_inputs)
+            gap = difference(double, self.positions(exact), self.example_inputs)
+        except Exception as error:  # whatever the user's forward raises on fewer channels
             first = (str(error).strip().splitlines() or [""])[0]
-            return f"the pruned network does not run ({type(error).__name__}: {first}); are sizes written in its source?"
-        return (
-            None
-            if gap <= TOLERANCE
-            else f"the pruned network differs from the zeroed one by {gap:.1e}"
-        )
+            return (
+                f"the pruned network does not run ({type(error).__name__}: {first}); are sizes "
+                "written in its source?"
+            )
+        if gap <= TOLERANCE:
+            return None
+        return f"the pruned network differs from the zeroed one by {gap:.1e}"
 
     def shares(self) -> list[float]:
-        """For each axis, the share of the network's MACs spent in layers that write or read its channels."""
-        spent: dict[str, int] = {}
-        for weight, positions in self.multiplications:
-            spent[weight] = (
-                spent.get(weight, 0) + positions * self.model.get_parameter(weight).numel()
-            )
+        """For each axis, the share of the MACs spent in layers that write or read its channels."""
+        times = macs_by_weight(self.multiplications)
+        spent = {n: t * self.model.get_parameter(n).numel() for n, t in times.items()}
         return [
             sum(spent.get(name, 0) for name in {place.parameter for place in axis.places})
             / max(self.macs, 1)
@@ -230,149 +188,157 @@ class ChannelGraph:
 
     def __str__(self) -> str:
         lines = [
-            f"ChannelGraph: {self.macs:,} MACs, {self.params:,} parameters, {len(self.axes)} prunable axes"
+            f"ChannelGraph: {self.macs:,} MACs, {self.params:,} parameters, "
+            f"{len(self.axes)} prunable axes"
         ]
         for axis, share in zip(self.axes, self.shares(), strict=True):
-            writers = ", ".join(_module(place.parameter) for place in axis.producers)
-            readers = ", ".join(dict.fromkeys(_module(place.parameter) for place in axis.consumers))
-            mixed = "" if axis.exact else "  (normalised over: removing is not zeroing)"
-            lines.append(
-                f"  {axis.name}: {axis.channels} channels, in {share:.1%} of the MACs{mixed}"
+            writers, readers = (
+                ", ".join(dict.fromkeys(module_of(place.parameter) for place in places))
+                for places in (axis.producers, axis.consumers)
             )
-            lines.append(f"    written by {writers}")
-            lines.append(f"    read by {readers}")
-        if self.fixed:
-            lines.append("Left whole:")
-            lines += [f"  {one.name}: {one.channels} channels: {one.reason}" for one in self.fixed]
-        return "\n".join(lines)
+            mixed = "" if axis.exact else "  (normalised over: removing is not zeroing)"
+            lines += [
+                f"  {axis.name}: {axis.channels} channels, in {share:.1%} of the MACs{mixed}",
+                f"    written by {writers}",
+                f"    read by {readers}",
+            ]
+        return "\n".join(lines + left_whole(self.fixed))
 
     __repr__ = __str__
 
 
+def left_whole(fixed: Iterable[FixedAxis]) -> list[str]:
+    """Lines that name what may not be pruned, and why; none where there is nothing to name."""
+    lines = [f"  {one.name}: {one.channels} channels: {one.reason}" for one in fixed]
+    return ["Left whole:", *lines] if lines else []
+
+
 def trace(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Any, ...],
+    example_inputs: Tensor | tuple[object, ...] | Mapping[str, object],
     *,
     ignore: Iterable[str | nn.Module] = (),
     allow_inexact: bool = False,
     check: bool = True,
 ) -> ChannelGraph:
-    """Finds out which channels of a network can be removed, which hang together, and what each costs.
+    """Finds out which channels of a network can go, which hang together, and what each costs.
 
-    The network is captured with torch.export in evaluation mode (and in training mode too where layers, such as auxiliary
-    heads, run only there), and channel labels are walked through the captured graph. It is left as it was.
+    The network is captured with torch.export in evaluation mode (and in training mode too where
+    layers, such as auxiliary heads, run only there), and channel labels are walked through the
+    captured graph. It is left as it was.
 
     Args:
         model: Any network that torch.export can capture.
-        example_inputs: A tensor or a tuple of the arguments of `model`, on its device, of the shapes that will be used.
-            MACs are counted for exactly these inputs, so a batch of 1 gives MACs per image.
+        example_inputs: A tensor, a tuple of the arguments of `model` or a dict of named ones, on
+            its device, of the shapes that will be used. MACs are counted for exactly these inputs,
+            so a batch of 1 gives MACs per image.
         ignore: Modules, or names of modules or parameters, whose output channels stay.
-        allow_inexact: Also prune channels that a LayerNorm, a GroupNorm or a softmax mixes. There removing a channel is
-            not the same as zeroing it: the statistics of the others change.
-        check: Prune half of every axis on a copy and compare it, in float64, with the same network with those channels
-            zeroed. An axis that fails (sizes written into a `view`, say) is left whole, with the reason.
+        allow_inexact: Also prune channels that a LayerNorm, a GroupNorm or a softmax mixes. There
+            removing a channel is not the same as zeroing it: the statistics of the others change.
+        check: Prune half of every axis on a copy and compare it, in float64, with the same network
+            with those channels zeroed. An axis that fails (sizes written into a `view`, say) is
+            left whole, with the reason.
 
     Returns:
-        The graph. `print` it before pruning anything.
+        The graph. `print` it before pruning anything. A network with nothing to prune gives a graph
+        without axes that says why.
 
     Raises:
-        TypeError: `model` is not a module, or an entry of `ignore` is neither a name nor a module.
-        ValueError: `model` has no parameters, `ignore` names something that it does not have, or torch.export cannot
-            capture it (the message says what it said).
+        TypeError: `model` is not a module, `example_inputs` are no inputs, or an entry of `ignore`
+            is neither a name nor a module.
+        ValueError: `model` has no parameters or lazy ones, `ignore` names something that it does
+            not have, torch.export cannot capture it (the message says what it said), or it cannot
+            be checked.
     """
-    example_inputs = _as_inputs(example_inputs)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"trace: model should be a torch.nn.Module, got {type(model).__name__}")
-    if not any(p.numel() for p in model.parameters()):
-        raise ValueError("trace: model should have parameters to prune, got none")
+    inputs = as_inputs("trace", example_inputs)
+    _check_model(model)
     ignored = _ignored_parameters(model, ignore)
+    same = _shared_names(model)
 
-    walk = LabelWalk()
-    walk.walk(_export(model, example_inputs, training=False))
-    multiplications = [(one.weight, one.positions) for one in walk.multiplications]
-    unreached = {name for name, _ in model.named_parameters()} - {name for name, _ in walk.uses}
-    if unreached:
-        _walk_training_graph(walk, model, example_inputs)
+    walk = Walk()
+    walk_program(walk, export(model, inputs), same)
+    multiplications = list(walk.multiplications)  # training mode has other costs
+    unreached = _walk_unreached(walk, model, inputs, same)
     for use in walk.uses.values():
         if use.role == OUTPUT and use.parameter in ignored:
             walk.classes.fix(use.labels, "ignored, as asked")
 
-    macs = count_macs(model, example_inputs)
+    macs = count_macs(model, inputs)
     normalized_by = {weight: mean for weight, mean in walk.normalized_by.items() if mean}
-    axes, fixed = _axes(walk, allow_inexact)
-    graph = ChannelGraph(model, example_inputs, axes, fixed, multiplications, macs, normalized_by)
-    if check and graph.axes:
-        failing = graph.failing(_probe(graph.axes), scrambled(model))
-        if failing:
-            axes = [axis for axis in graph.axes if axis.name not in failing]
-            fixed = [
-                *fixed,
-                *(
-                    FixedAxis(a.name, a.channels, failing[a.name])
-                    for a in graph.axes
-                    if a.name in failing
-                ),
-            ]
-            graph = ChannelGraph(
-                model, example_inputs, axes, fixed, multiplications, macs, normalized_by
-            )
-    return graph
+    axes, fixed = gather(walk.uses.values(), walk.finish(), allow_inexact)
+    fixed = merged([*fixed, *unreached])
+    graph = ChannelGraph(model, inputs, axes, fixed, multiplications, macs, normalized_by)
+    failing = graph.failing(_probe(graph.axes), scramble=True) if check and axes else {}
+    if not failing:
+        return graph
+    passing = [axis for axis in axes if axis.name not in failing]
+    fixed += [FixedAxis(a.name, a.channels, failing[a.name]) for a in axes if a.name in failing]
+    return ChannelGraph(model, inputs, passing, fixed, multiplications, macs, normalized_by)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"trace: model: expected a torch.nn.Module, got {type(model).__name__}")
+    parameters = dict(model.named_parameters())
+    lazy = [n for n, p in parameters.items() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"trace: model: expected parameters with shapes (run the model once), got {lazy[0]} "
+            "without"
+        )
+    if not any(p.numel() for p in parameters.values()):
+        raise ValueError("trace: model: expected parameters to prune, got a network without any")
+
+
+def _shared_names(model: nn.Module) -> dict[str, str]:
+    """For every name of a parameter or buffer, the first name of the same tensor."""
+    first: dict[int, str] = {}
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _walk_unreached(
+    walk: Walk, model: nn.Module, inputs: Inputs, same: Mapping[str, str]
+) -> list[FixedAxis]:
+    """Walks what runs only in training mode, so that such layers shrink along with what they read.
+
+    Returns:
+        What was not reached even so: it keeps its size.
+    """
+
+    def unreached() -> list[str]:
+        reached = {name for name, _ in walk.uses}
+        return [name for name, p in model.named_parameters() if name not in reached and p.dim()]
+
+    if not unreached():
+        return []
+    reason = "no output depends on it"
+    try:
+        walk_program(walk, export_training(model, inputs), same)
+    except ValueError as error:
+        reason = (
+            "it does not run in evaluation mode, and training mode could not be captured with "
+            f"these example inputs, so it will not fit what it reads: {error.__cause__}"
+        )
+    sizes: dict[str, int] = {}
+    for name in unreached():
+        sizes.setdefault(module_of(name), model.get_parameter(name).shape[0])
+    return [FixedAxis(name, size, reason) for name, size in sizes.items()]
 
 
 def _probe(axes: Sequence[Axis]) -> list[list[int]]:
-    """About half of every axis's channels, irregularly spread so that shifted or unequal positions show."""
+    """About half of every axis's channels, an odd number, irregularly spread.
+
+    So shifted or unequal positions show, and so do sizes that must be even.
+    """
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randperm(axis.channels, generator=generator)[: (axis.channels + 1) // 2].tolist()
+        torch.randperm(axis.channels, generator=generator)[: (axis.channels // 2) | 1].tolist()
         for axis in axes
     ]
-
-
-@torch.no_grad()
-def count_macs(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> int:
-    """Multiply-accumulates of one evaluation of `model`: convolutions, linear layers and matrix products.
-
-    Args:
-        model: Any module; evaluated in evaluation mode and put back.
-        example_inputs: A tensor or a tuple of arguments.
-
-    Returns:
-        Half of what torch.utils.flop_counter counts (it counts a multiply-add as two).
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, evaluating(model):
-        model(*_as_inputs(example_inputs))
-    return int(counter.get_total_flops()) // 2
-
-
-class evaluating:
-    """Context manager: `model` in evaluation mode, every module's own mode put back afterwards."""
-
-    def __init__(self, model: nn.Module, training: bool = False) -> None:
-        self.model, self.training = model, training
-
-    def __enter__(self) -> nn.Module:
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        return self.model.train(self.training)
-
-    def __exit__(self, *error: object) -> None:
-        for module, mode in self.modes:
-            module.training = mode
-
-
-def _as_inputs(example_inputs: Tensor | tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(example_inputs, Tensor):
-        return (example_inputs,)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs)
-    raise TypeError(
-        f"trace: example_inputs should be a tensor or a tuple of the model's arguments, got {type(example_inputs).__name__}"
-    )
-
-
-def _module(parameter: str) -> str:
-    return parameter.rpartition(".")[0] or parameter
 
 
 def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
@@ -382,182 +348,18 @@ def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> 
     modules = {id(module): name for name, module in model.named_modules()}
     found: set[str] = set()
     for item in ignore:
-        if isinstance(item, nn.Module):
-            if id(item) not in modules:
-                raise ValueError(
-                    f"trace: ignore should hold modules of the model, got a foreign {type(item).__name__}"
-                )
-            prefix = modules[id(item)]
-        elif isinstance(item, str):
-            prefix = item
-        else:
-            raise TypeError(
-                f"trace: ignore should hold names or modules, got {type(item).__name__}"
+        if not isinstance(item, (str, nn.Module)):
+            raise TypeError(f"trace: ignore: expected names or modules, got {type(item).__name__}")
+        prefix = item if isinstance(item, str) else modules.get(id(item))
+        if prefix is None:
+            raise ValueError(
+                f"trace: ignore: expected modules of the model, got a foreign {type(item).__name__}"
             )
-        matches = {
-            name for name in names if name == prefix or name.startswith(f"{prefix}.") or not prefix
-        }
+        matches = {n for n in names if n == prefix or n.startswith(f"{prefix}.") or not prefix}
         if not matches:
             raise ValueError(
-                f"trace: ignore should name modules or parameters of the model, got {prefix!r}"
+                "trace: ignore: expected names of modules or parameters of the model, got "
+                f"{prefix!r}"
             )
         found |= matches
     return found
-
-
-def _export(
-    model: nn.Module, example_inputs: tuple[Any, ...], training: bool
-) -> torch.export.ExportedProgram:
-    with evaluating(model, training), torch.set_grad_enabled(False):
-        try:
-            return torch.export.export(model, example_inputs)
-        except Exception as error:
-            first = str(error).strip().splitlines()
-            raise ValueError(
-                f"trace: torch.export could not capture the model ({type(error).__name__}: {first[0] if first else ''}). "
-                "See which line it means with torch.export.export(model, example_inputs)"
-            ) from error
-
-
-def _walk_training_graph(
-    walk: LabelWalk, model: nn.Module, example_inputs: tuple[Any, ...]
-) -> None:
-    """Adds what only runs in training mode (auxiliary heads), so that these layers shrink along with what they read."""
-    twice = tuple(
-        torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and x.shape[0] == 1 else x
-        for x in example_inputs
-    )  # BatchNorm in training mode refuses a single value per channel
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        program = _export(model, twice, training=True)
-    except ValueError:
-        return
-    finally:
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-    walk.walk(program)
-
-
-def _axes(walk: LabelWalk, allow_inexact: bool) -> tuple[list[Axis], list[FixedAxis]]:
-    """Gathers classes that sit in the same places into axes."""
-    roots, reasons, mixed = walk.finish()
-    uses = list(walk.uses.values())
-    classes: dict[int, dict[int, list[int]]] = {}  # root -> use -> positions
-    for index, use in enumerate(uses):
-        for position, root in enumerate(roots[use.labels].tolist()):
-            if root:
-                classes.setdefault(root, {}).setdefault(index, []).append(position)
-
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for root, members in classes.items():
-        counts = tuple((index, len(positions)) for index, positions in members.items())
-        groups.setdefault((counts, reasons.get(root), root in mixed), []).append(root)
-
-    axes: list[Axis] = []
-    fixed: list[FixedAxis] = []
-    for (counts, reason, is_mixed), group in groups.items():
-        places = tuple(
-            Place(
-                uses[index].parameter,
-                uses[index].dimension,
-                torch.tensor([classes[root][index] for root in group], dtype=torch.int64),
-                uses[index].role,
-            )
-            for index, _ in counts
-        )
-        writers = [place for place in places if place.role == OUTPUT]
-        if not writers:
-            continue
-        name = _module(writers[0].parameter)
-        positions = int(writers[0].positions.numel())
-        if reason is None and is_mixed and not allow_inexact:
-            reason = f"{mixed[group[0]]}: pass allow_inexact=True to prune them all the same"
-        if reason is None and len(group) == 1:
-            reason = (
-                "all of its channels are tied together"
-                if positions > 1
-                else "it has a single channel"
-            )
-        if reason is None and not any(place.role == INPUT for place in places):
-            reason = "no layer reads these channels"
-        if reason is None:
-            axes.append(Axis(name, len(group), places, exact=not is_mixed))
-        else:
-            fixed.append(FixedAxis(name, positions, reason))
-    return _unique_names(axes), _merged(fixed)
-
-
-def _unique_names(axes: list[Axis]) -> list[Axis]:
-    """Two axes written by one layer (it serves several purposes) are told apart by a number."""
-    seen: dict[str, int] = {}
-    named = []
-    for axis in axes:
-        seen[axis.name] = seen.get(axis.name, 0) + 1
-        suffix = f"#{seen[axis.name]}" if seen[axis.name] > 1 else ""
-        named.append(Axis(axis.name + suffix, axis.channels, axis.places, axis.exact))
-    return named
-
-
-def _merged(fixed: list[FixedAxis]) -> list[FixedAxis]:
-    total: dict[tuple[str, str], int] = {}
-    for one in fixed:
-        total[one.name, one.reason] = total.get((one.name, one.reason), 0) + one.channels
-    return [FixedAxis(name, channels, reason) for (name, reason), channels in total.items()]
-
-
-def _cost_model(
-    model: nn.Module, axes: Sequence[Axis], multiplications: Sequence[tuple[str, int]], macs: int
-) -> CostModel:
-    """MACs and parameters as sums of products of two position counts (see CostModel).
-
-    Count 0 is the constant 1. Every pruned (parameter, dimension) gets a count: its positions outside any axis plus
-    multiplicity times width for each axis that sits there. What no axis touches is one constant term.
-    """
-    parts: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for index, axis in enumerate(axes):
-        for place in axis.places:
-            parts.setdefault((place.parameter, place.dimension), []).append(
-                (index, place.multiplicity)
-            )
-
-    tensors = dict(model.named_parameters())
-    constant, offsets, axis_index, factor = [1], [0, 0], [], []
-    counts: dict[tuple[str, int], int] = {}
-    for (name, dimension), members in parts.items():
-        if name not in tensors:  # a buffer costs nothing
-            continue
-        counts[name, dimension] = len(constant)
-        size = tensors[name].shape[dimension]
-        constant.append(size - sum(m * axes[i].channels for i, m in members))
-        axis_index += [i for i, _ in members]
-        factor += [m for _, m in members]
-        offsets.append(len(axis_index))
-
-    terms: dict[tuple[int, int], list[int]] = {(0, 0): [0, 0]}
-    spent: dict[str, int] = {}
-    for weight, positions in multiplications:
-        spent[weight] = spent.get(weight, 0) + positions
-    for name, tensor in tensors.items():
-        dims = [d for d in range(tensor.dim()) if (name, d) in counts]
-        numel = tensor.numel()
-        per_entry = numel
-        for d in dims:
-            per_entry //= tensor.shape[d]
-        pair = tuple(([0, 0] + [counts[name, d] for d in dims])[-2:])
-        term = terms.setdefault((pair[0], pair[1]), [0, 0])
-        term[0] += per_entry * spent.get(name, 0)
-        term[1] += per_entry
-    dense = sum(spent.get(name, 0) * tensor.numel() for name, tensor in tensors.items())
-    terms[0, 0][0] += macs - dense  # products of activations: the same at every width
-
-    def integers(values: Any) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64)
-
-    return CostModel(
-        constant=integers(constant),
-        offsets=integers(offsets),
-        axis=integers(axis_index),
-        factor=integers(factor),
-        terms=integers(list(terms)).view(-1, 2),
-        coefficients=integers(list(terms.values())).view(-1, 2).T.contiguous(),
-    )

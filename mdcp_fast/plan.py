@@ -1,7 +1,9 @@
-"""PruningPlan: which channels stay, and why; printable, JSON, and applicable to an optimizer's state."""
+"""PruningPlan: which channels stay, and why."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.graph import Axis, ChannelGraph, FixedAxis
+from mdcp_fast.graph import Axis, ChannelGraph, FixedAxis, left_whole
 from mdcp_fast.removal import kept_tensor
 
 FORMAT = 1
@@ -25,7 +27,8 @@ class AxisPlan:
         channels: Its dense width.
         kept: Indices of the channels that stay, increasing.
         clusters: Cluster of every channel, or None where the channels were not clustered.
-        reason: Why the axis was left whole, or why a wish (`round_to`) could not be met; None otherwise.
+        reason: Why the axis was left whole, or why a wish (`round_to`) could not be met; None
+            otherwise.
     """
 
     name: str
@@ -39,14 +42,15 @@ class AxisPlan:
         return len(self.kept)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PruningPlan:
     """What to keep of a network. Made by `search` or `PruningPlan.build`, carried out by `prune`.
 
     Attributes:
         axes: One entry for each axis of the graph.
         fixed: What may not be pruned, with reasons.
-        positions: Kept positions, int64, by parameter (or buffer) and dimension; only those that lose something.
+        positions: Kept positions, int64, by parameter (or buffer) and dimension; only those that
+            lose something.
         macs, params: Of the pruned network.
         dense_macs, dense_params: Of the dense network.
         budget: The fractions asked for, e.g. {"macs": 0.45}.
@@ -81,7 +85,8 @@ class PruningPlan:
 
         Args:
             graph: The traced network.
-            kept: For each of `graph.axes`, the channels that stay (at least one, no repeats, in any order).
+            kept: For each of `graph.axes`, the channels that stay (at least one, no repeats, in any
+                order).
             clusters: For each axis, the cluster of every channel, or None.
             budget, settings, history: See the attributes.
             notes: Reasons by axis name.
@@ -91,7 +96,8 @@ class PruningPlan:
         """
         if len(kept) != len(graph.axes):
             raise ValueError(
-                f"PruningPlan: kept should have {len(graph.axes)} entries, one an axis, got {len(kept)}"
+                f"PruningPlan: kept: expected {len(graph.axes)} entries, one for each axis, got "
+                f"{len(kept)}"
             )
         notes = notes or {}
         plans = []
@@ -116,7 +122,7 @@ class PruningPlan:
         )
 
     def kept(self, parameter: str, dimension: int) -> Tensor | None:
-        """Old positions that stay along a parameter's dimension, int64 in their new order; None where all stay.
+        """Old positions that stay along a parameter's dimension, in their new order; None for all.
 
         Args:
             parameter: Fully qualified name of a parameter or buffer.
@@ -128,9 +134,10 @@ class PruningPlan:
     def apply_to_optimizer(
         self, optimizer: torch.optim.Optimizer, dense: nn.Module, small: nn.Module
     ) -> torch.optim.Optimizer:
-        """A new optimizer for the pruned network that goes on where the dense network's optimizer was.
+        """An optimizer for the pruned network that goes on where the dense network's one was.
 
-        State tensors of a parameter's shape (momentum, Adam's averages) lose the positions the parameter lost.
+        State tensors of a parameter's shape (momentum, Adam's averages), or with size 1 in its
+        place (Adafactor's), lose the positions the parameter lost.
 
         Args:
             optimizer: The dense network's optimizer; not changed.
@@ -141,39 +148,68 @@ class PruningPlan:
             An optimizer of the same class with the same parameter groups and options.
 
         Raises:
-            ValueError: `optimizer` trains a parameter that is not in `dense`, or `small` does not follow this plan.
+            ValueError: `optimizer` trains a parameter that is not in `dense` or keeps a state of
+                another shape, or `small` does not follow this plan.
         """
         names = {id(parameter): name for name, parameter in dense.named_parameters()}
         twins = dict(small.named_parameters())
-        groups, states = [], {}
+        groups: list[dict[str, Any]] = []
+        states: dict[Tensor, dict[str, Any]] = {}
         for group in optimizer.param_groups:
-            members = []
+            members: list[Any] = []
             for parameter in group["params"]:
                 name = names.get(id(parameter))
                 if name is None or name not in twins:
                     raise ValueError(
-                        "apply_to_optimizer: optimizer should train parameters of `dense`, got a foreign one"
+                        "apply_to_optimizer: optimizer: expected one that trains parameters of "
+                        "`dense` and of `small`, got a foreign parameter"
                     )
-                dimensions = self.positions.get(name, {})
-                expected = kept_tensor(parameter, dimensions).shape
-                if twins[name].shape != expected:
-                    raise ValueError(
-                        f"apply_to_optimizer: small should have {name} of shape {tuple(expected)} by this plan, "
-                        f"got {tuple(twins[name].shape)}"
-                    )
-                members.append(twins[name])
-                states[twins[name]] = {
-                    key: kept_tensor(value, dimensions)
-                    if isinstance(value, Tensor) and value.shape == parameter.shape
-                    else (value.clone() if isinstance(value, Tensor) else value)
+                twin = self._twin(name, parameter, twins[name])
+                members.append((name, twin) if "param_names" in group else twin)
+                states[twin] = {
+                    key: self._followed(name, key, parameter, value)
                     for key, value in optimizer.state.get(parameter, {}).items()
                 }
-            groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": members})
-        follower = type(optimizer)(groups, **_constructor_options(optimizer))
-        for parameter, state in states.items():
+            options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            groups.append({**options, "params": members})
+        accepted = inspect.signature(type(optimizer).__init__).parameters
+        defaults = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+        follower = type(optimizer)(groups, **defaults)
+        for twin, state in states.items():
             if state:
-                follower.state[parameter] = state
+                follower.state[twin] = state
         return follower
+
+    def _twin(self, name: str, parameter: Tensor, twin: Tensor) -> Tensor:
+        dimensions = self.positions.get(name, {})
+        expected = [
+            len(dimensions[d]) if d in dimensions else size
+            for d, size in enumerate(parameter.shape)
+        ]
+        if list(twin.shape) != expected:
+            raise ValueError(
+                f"apply_to_optimizer: small: expected {name} of shape {expected} by this plan, got "
+                f"{list(twin.shape)}"
+            )
+        return twin
+
+    def _followed(self, name: str, key: str, parameter: Tensor, value: Any) -> Any:
+        """One entry of a parameter's optimizer state, without the positions that went."""
+        if not isinstance(value, Tensor):
+            return copy.deepcopy(value)
+        dimensions = self.positions.get(name, {})
+        if value.numel() == 1 or not dimensions:
+            return value.clone()
+        fits = value.dim() == parameter.dim() and all(
+            size in (1, full) for size, full in zip(value.shape, parameter.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"apply_to_optimizer: optimizer: expected {key} of {name} to have its shape "
+                f"{list(parameter.shape)}, got {list(value.shape)}"
+            )
+        held = {d: kept for d, kept in dimensions.items() if value.shape[d] == parameter.shape[d]}
+        return kept_tensor(value, held)
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` reads it back."""
@@ -217,73 +253,66 @@ class PruningPlan:
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:
-                raise ValueError(f"PruningPlan: format should be {FORMAT}, got {data['format']}")
+                raise ValueError(f"format {FORMAT}, got {data['format']!r}")
             return cls(
                 axes=tuple(
                     AxisPlan(
-                        a["name"],
-                        a["channels"],
-                        tuple(a["kept"]),
-                        None if a["clusters"] is None else tuple(a["clusters"]),
-                        a["reason"],
+                        name=str(axis["name"]),
+                        channels=int(axis["channels"]),
+                        kept=tuple(int(c) for c in axis["kept"]),
+                        clusters=axis["clusters"] and tuple(int(c) for c in axis["clusters"]),
+                        reason=axis["reason"],
                     )
-                    for a in data["axes"]
+                    for axis in data["axes"]
                 ),
                 fixed=tuple(
-                    FixedAxis(f["name"], f["channels"], f["reason"]) for f in data["fixed"]
+                    FixedAxis(str(one["name"]), int(one["channels"]), str(one["reason"]))
+                    for one in data["fixed"]
                 ),
                 positions={
                     name: {
-                        int(d): torch.tensor(kept, dtype=torch.int64) for d, kept in dims.items()
+                        int(d): torch.tensor([int(p) for p in kept], dtype=torch.int64)
+                        for d, kept in dimensions.items()
                     }
-                    for name, dims in data["positions"].items()
+                    for name, dimensions in data["positions"].items()
                 },
-                macs=data["macs"],
-                params=data["params"],
-                dense_macs=data["dense_macs"],
-                dense_params=data["dense_params"],
-                budget=data["budget"],
-                settings=data["settings"],
-                history=tuple(data["history"]),
+                **{key: int(data[key]) for key in ("macs", "params", "dense_macs", "dense_params")},
+                budget=dict(data["budget"]),
+                settings=dict(data["settings"]),
+                history=tuple(float(fitness) for fitness in data["history"]),
             )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"PruningPlan: text should be a plan written by to_json, got {type(error).__name__}: {error}"
+                "PruningPlan.from_json: text: expected a plan written by to_json, got "
+                f"{type(error).__name__}: {error}"
             ) from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PruningPlan) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
 
     def __str__(self) -> str:
         macs, params = self.macs / max(self.dense_macs, 1), self.params / max(self.dense_params, 1)
         lines = [
-            f"PruningPlan: {self.macs:,} of {self.dense_macs:,} MACs ({macs:.1%}), {self.params:,} of "
-            f"{self.dense_params:,} parameters ({params:.1%})"
+            f"PruningPlan: {self.macs:,} of {self.dense_macs:,} MACs ({macs:.1%}), "
+            f"{self.params:,} of {self.dense_params:,} parameters ({params:.1%})"
         ]
         wide = max((len(axis.name) for axis in self.axes), default=0)
         for axis in self.axes:
             note = f"  ({axis.reason})" if axis.reason else ""
             lines.append(f"  {axis.name:<{wide}}  {axis.channels:>5} -> {axis.width:<5}{note}")
-        if self.fixed:
-            lines.append("Left whole:")
-            lines += [f"  {one.name}: {one.channels} channels: {one.reason}" for one in self.fixed]
-        return "\n".join(lines)
+        return "\n".join(lines + left_whole(self.fixed))
 
 
 def _checked(axis: Axis, channels: Tensor | Sequence[int]) -> tuple[int, ...]:
     chosen = sorted(int(c) for c in channels)
-    if (
-        not chosen
-        or len(set(chosen)) != len(chosen)
-        or chosen[0] < 0
-        or chosen[-1] >= axis.channels
-    ):
+    distinct = len(set(chosen)) == len(chosen)
+    if not chosen or not distinct or chosen[0] < 0 or chosen[-1] >= axis.channels:
+        some = f"{chosen[:8]}{'...' if len(chosen) > 8 else ''}"
         raise ValueError(
-            f"PruningPlan: kept of {axis.name} should be 1 to {axis.channels} different channels below {axis.channels}, "
-            f"got {chosen[:8]}{'...' if len(chosen) > 8 else ''}"
+            f"PruningPlan: kept: expected 1 to {axis.channels} different channels of {axis.name}, "
+            f"from 0 to {axis.channels - 1}, got {some}"
         )
     return tuple(chosen)
-
-
-def _constructor_options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    import inspect
-
-    accepted = inspect.signature(type(optimizer).__init__).parameters
-    return {key: value for key, value in optimizer.defaults.items() if key in accepted}

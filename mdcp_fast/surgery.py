@@ -1,10 +1,11 @@
-"""Carries out a plan: a smaller ordinary module, checked against the dense one with the dropped channels zeroed."""
+"""Carries out a plan: a smaller ordinary module, checked against the zeroed dense one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from mdcp_fast.compensation import calibration_batches
@@ -24,31 +25,32 @@ def prune(
     recalibrate: bool = True,
     check: bool = True,
 ) -> nn.Module:
-    """Removes channels physically and returns a smaller module of the same class; `graph.model` is left untouched.
+    """Removes channels physically and returns a smaller module; `graph.model` stays as it is.
 
-    With calibration batches, the layers that read removed channels take over what these carried (ridge regression), and
-    then the statistics of BatchNorm are estimated anew. Both need no labels; about 500 images are enough.
+    With calibration batches, the layers that read removed channels take over what these carried
+    (ridge regression), and then the statistics of BatchNorm are estimated anew. Both need no
+    labels; about 500 images are enough.
 
     Args:
         graph: What `trace` returned.
         plan: What `search` returned for this graph.
-        calibration: Batches of inputs (tensors, tuples of the model's arguments, or (input, label) pairs; a DataLoader, a
-            list or an iterator). Without it the channels are merely dropped.
+        calibration: Batches of inputs (tensors, tuples of the model's arguments, dicts of named
+            ones, or (input, label) pairs; a DataLoader, a list or an iterator). Without it the
+            channels are merely dropped.
         compensate: Let the consumers absorb the removed channels.
         recalibrate: Re-estimate BatchNorm statistics.
         check: Compare the merely dropped network with the zeroed dense one in float64 first.
 
     Returns:
-        The pruned network: training mode, requires_grad, dtype, device and memory format as in the dense one.
+        The pruned network: training mode, requires_grad, dtype, device and memory format as in the
+        dense one.
 
     Raises:
         ValueError: `plan` was not made for this graph, or calibration batches do not fit the model.
         RuntimeError: The check failed (the message names the axes and says what to do).
     """
-    if [axis.name for axis in plan.axes] != [axis.name for axis in graph.axes]:
-        raise ValueError(
-            "prune: plan should have been made for this graph, got one with other axes"
-        )
+    _check_plan(graph, plan)
+    batches = None if calibration is None else calibration_batches(graph, calibration)
     if check:
         failing = graph.failing([axis.kept for axis in plan.axes])
         if failing:
@@ -57,11 +59,28 @@ def prune(
                 f"prune: leave these axes whole with trace(..., ignore=...): {listed}"
             )
     small = remove(graph.model, plan.positions)
-    if calibration is None:
+    if batches is None:
         return small
-    batches = calibration_batches(graph, calibration)
     if compensate:
         absorb(graph, small, plan.positions, batches)
     if recalibrate:
         re_estimate(small, batches)
     return small
+
+
+def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:
+    own = [(axis.name, axis.channels) for axis in graph.axes]
+    fits = own == [(axis.name, axis.channels) for axis in plan.axes]
+    if fits:
+        wanted = graph.positions([axis.kept for axis in plan.axes])
+        places, planned = ({n: set(d) for n, d in p.items()} for p in (wanted, plan.positions))
+        fits = places == planned and all(
+            torch.equal(kept, plan.positions[name][dimension])
+            for name, dimensions in wanted.items()
+            for dimension, kept in dimensions.items()
+        )
+    if not fits:
+        raise ValueError(
+            "prune: plan: expected a plan made for this graph, got one for other axes "
+            f"({len(plan.axes)} of them; the graph has {len(own)})"
+        )

@@ -1,4 +1,4 @@
-"""What the tests of tracing and pruning share: plans without a search, and networks with statistics."""
+"""What the tests of tracing and pruning share: plans that need no search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`prune` gives a smaller ordinary module that computes what the dense one does without those channels."""
+"""`prune` gives a smaller ordinary module that computes what the zeroed dense one does."""
 
 from __future__ import annotations
 
