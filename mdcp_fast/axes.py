@@ -107,7 +107,7 @@ def gather(
         if reason is None and len(members) == 1:
             tied = positions > 1
             reason = "all of its channels are tied together" if tied else "it has a single channel"
-        if reason is None and all(place.role != INPUT for place in axis_places):
+        if reason is None and not any(uses[index].read for (index, _), _ in found):
             reason = "no layer reads these channels"
         if reason is None:
             axes.append(Axis(name, len(members), axis_places, exact=mixed is None))

@@ -18,12 +18,17 @@ OUTPUT, INPUT, ALONG = "output", "input", "along"
 
 @dataclass
 class Use:
-    """One place where labels sit: along `dimension` of `parameter` (a parameter or a buffer)."""
+    """One place where labels sit: along `dimension` of `parameter` (a parameter or a buffer).
+
+    A weight that one layer writes and another reads along the same dimension (a decoder with its
+    encoder's weight) has the role "output" and is read.
+    """
 
     parameter: str
     dimension: int
     labels: Tensor  # int64 [size of that dimension]
     role: str
+    read: bool = False
 
 
 @dataclass
@@ -216,12 +221,11 @@ class Walk:
         if not self.is_parameter(node):
             return
         key = (self.parameter_name(node), dimension)
-        if key not in self.uses:
-            self.uses[key] = Use(*key, labels, role)
-            return
-        self.classes.merge(self.uses[key].labels, labels, "a shared parameter with a fixed use")
-        if role == OUTPUT:
-            self.uses[key].role = role
+        known = self.uses.setdefault(key, Use(*key, labels, role))
+        self.classes.merge(known.labels, labels, "a shared parameter with a fixed use")
+        known.read |= role == INPUT
+        if role == OUTPUT or known.role == ALONG:
+            known.role = role
 
     def pin(self, node: Node, reason: str, dims: Iterable[int] | None = None) -> None:
         """A parameter keeps its size along these dimensions, by default along all."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from mdcp_fast.labels.context import ALONG, INPUT, OUTPUT, Call, Rules, Walk, op_name, ops
-from mdcp_fast.labels.tensors import spread, varies
+from mdcp_fast.labels.tensors import compact, spread, varies, varying
 
 CONVOLUTIONS = "conv1d conv2d conv3d"
 TRANSPOSED = "conv_transpose1d conv_transpose2d conv_transpose3d"
@@ -125,9 +125,14 @@ def normalized(walk: Walk, call: Call, title: str, channels: Tensor, dim: int) -
 
 
 def softmax(walk: Walk, call: Call) -> Any:
+    """Over all channels it mixes them; over a part of a split dimension it ties that part."""
     source = walk.labels(call.source)
-    if varies(source, call["dim"] % source.dim()):
+    dim = call["dim"] % source.dim()
+    if varying(source) == [dim]:
         walk.classes.mix(source, f"softmax normalises over these channels, {call.where}")
+    elif varies(source, dim):
+        small = compact(source)
+        walk.classes.merge(small.narrow(dim, 0, 1), small, "a softmax over channels, some fixed")
     return source
 
 
