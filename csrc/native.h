@@ -37,7 +37,8 @@ struct WeightTensor {
 };
 
 // Mean, population variance and cosine distance to the all-ones vector of every row of every
-// tensor. Returns the first tensor that holds a NaN or an infinity, -1 if none does.
+// tensor. Returns the first tensor with a mean or variance that is not a finite float (one of its
+// weights is not, or they are enormous), -1 if there is none.
 int64_t channel_statistics(const WeightTensor* tensors,  // [tensor_count]
                            int64_t tensor_count,
                            float* out,  // OUT [rows of all tensors, 3]

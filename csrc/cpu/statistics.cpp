@@ -13,7 +13,7 @@
 namespace mdcp {
 namespace {
 
-constexpr int kTile = 64;                     // rows whose sums wait for the closing formula
+constexpr int kTile = 32;                     // rows whose sums wait for the closing formula
 constexpr int64_t kWeightsPerItem = 1 << 16;  // enough work to be worth a turn of a thread
 
 struct Half {
@@ -52,107 +52,124 @@ MDCP_INLINE float widen(Half weight) {
     return float_of(bits | sign);
 }
 
-// Adds one step to the lanes.
+// Adds the next kLanes weights to the lanes.
 template <class Weight>
 MDCP_INLINE void add_step(const Weight* weights, double first, double* sum, double* squares) {
     for (int lane = 0; lane < kLanes; ++lane) {
-        const double a = widen(weights[lane]) - first;
-        const double b = widen(weights[lane + kLanes]) - first;
-        const double c = widen(weights[lane + 2 * kLanes]) - first;
-        const double d = widen(weights[lane + 3 * kLanes]) - first;
-        sum[lane] += (a + b) + (c + d);
-        squares[lane] += (a * a + b * b) + (c * c + d * d);
+        const double d = widen(weights[lane]) - first;
+        sum[lane] += d;
+        squares[lane] += d * d;
     }
 }
 
-MDCP_INLINE double add_lanes(double* lanes) {
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    }
-    return lanes[0];
+// Adds the upper half of 2 * half lanes to the lower, down to lane 0. A template, because the
+// compiler unrolls what it knows the length of.
+template <int half>
+MDCP_INLINE void fold_lanes(double* lanes) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    if constexpr (half > 1) fold_lanes<half / 2>(lanes);
 }
 
-// One long row: the lanes run along it.
+// What is kept of up to kTile rows until the closing formula.
+struct Tile {
+    double first[kTile], sum[kTile], squares[kTile];
+};
+
+// Row `index` of a tile, the lanes along it. A function of its own for every row: in a larger one
+// the compiler does not keep the lanes in registers.
 template <class Weight>
-MDCP_INLINE void sum_long(const Weight* row, int64_t n, double first, double* sum,
-                          double* squares) {
-    double sums[kLanes] = {};
-    double square_sums[kLanes] = {};
-    int64_t at = 0;
-    for (; at + kStep <= n; at += kStep) add_step(row + at, first, sums, square_sums);
-    if (at < n) {
-        Weight tail[kStep];
-        for (int i = 0; i < kStep; ++i) tail[i] = row[at + i < n ? at + i : 0];
-        add_step(tail, first, sums, square_sums);
-    }
-    *sum = add_lanes(sums);
-    *squares = add_lanes(square_sums);
-}
-
-// `rows` rows of n <= kLanes weights, side by side: the instruction's lanes are rows.
-template <class Weight>
-MDCP_INLINE void sum_short(const Weight* weights, int rows, int n, const double* first, double* sum,
-                           double* squares) {
-    double sums[kLanes][kTile];
-    double square_sums[kLanes][kTile];
-    for (int lane = 0; lane < n; ++lane) {
-        for (int row = 0; row < rows; ++row) {
-            const double d = widen(weights[row * n + lane]) - first[row];
-            sums[lane][row] = 0.0 + d;  // the steps add up from 0, which has no sign
-            square_sums[lane][row] = d * d;
+struct SumLongRow {
+    MDCP_INLINE static void run(const Weight* row, int64_t n, Tile* tile, int index) {
+        const double first = widen(row[0]);
+        double sums[kLanes] = {};
+        double square_sums[kLanes] = {};
+        int64_t at = 0;
+        for (; at + kLanes <= n; at += kLanes) add_step(row + at, first, sums, square_sums);
+        if (at < n) {
+            Weight tail[kLanes];  // filled up with the first weight, which adds zeros
+            for (int i = 0; i < kLanes; ++i) tail[i] = row[at + i < n ? at + i : 0];
+            add_step(tail, first, sums, square_sums);
         }
+        fold_lanes<kLanes / 2>(sums);
+        fold_lanes<kLanes / 2>(square_sums);
+        tile->first[index] = first;
+        tile->sum[index] = sums[0];
+        tile->squares[index] = square_sums[0];
     }
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-        for (int lane = 0; lane + half < n && lane < half; ++lane) {
+};
+
+// `rows` rows of n <= kLanes weights, side by side: one weight in a lane, the vectors along rows.
+template <class Weight>
+struct SumShortRows {
+    MDCP_INLINE static void run(const Weight* weights, int rows, int n, Tile* tile) {
+        double sums[kLanes][kTile];
+        double square_sums[kLanes][kTile];
+        for (int row = 0; row < rows; ++row) tile->first[row] = widen(weights[row * n]);
+        for (int lane = 0; lane < n; ++lane) {
             for (int row = 0; row < rows; ++row) {
-                sums[lane][row] += sums[lane + half][row];
-                square_sums[lane][row] += square_sums[lane + half][row];
+                const double d = widen(weights[row * n + lane]) - tile->first[row];
+                sums[lane][row] = 0.0 + d;  // lanes add up from 0, never to -0
+                square_sums[lane][row] = d * d;
             }
         }
-    }
-    for (int row = 0; row < rows; ++row) {
-        sum[row] = sums[0][row];
-        squares[row] = square_sums[0][row];
-    }
-}
-
-template <class Weight>
-struct Statistics {
-    // weights: [rows, n]; out: [rows, 3]; *finite becomes false if a weight is not.
-    MDCP_INLINE static void run(const Weight* weights, int64_t rows, int64_t n, float* out,
-                                bool* finite) {
-        double first[kTile], sum[kTile], squares[kTile];
-        double mean[kTile], variance[kTile], distance[kTile];
-        int strange = 0;
-        for (int64_t start = 0; start < rows; start += kTile) {
-            const int count = static_cast<int>(rows - start < kTile ? rows - start : kTile);
-            const Weight* tile = weights + start * n;
-            for (int row = 0; row < count; ++row) first[row] = widen(tile[row * n]);
-            if (n <= kLanes) {
-                sum_short(tile, count, static_cast<int>(n), first, sum, squares);
-            } else {
-                for (int row = 0; row < count; ++row) {
-                    sum_long(tile + row * n, n, first[row], sum + row, squares + row);
+        for (int half = kLanes / 2; half > 0; half /= 2) {
+            for (int lane = 0; lane + half < n && lane < half; ++lane) {
+                for (int row = 0; row < rows; ++row) {
+                    sums[lane][row] += sums[lane + half][row];
+                    square_sums[lane][row] += square_sums[lane + half][row];
                 }
             }
-            for (int row = 0; row < count; ++row) {
-                const RowStatistics of =
-                    row_statistics(first[row], sum[row], squares[row], static_cast<double>(n));
-                mean[row] = of.mean;
-                variance[row] = of.variance;
-                distance[row] = of.cosine_distance;
-            }
-            for (int row = 0; row < count; ++row) {
-                strange |= !(mean[row] - mean[row] == 0.0);
-                float* to = out + 3 * (start + row);
-                to[0] = static_cast<float>(mean[row]);
-                to[1] = static_cast<float>(variance[row]);
-                to[2] = static_cast<float>(distance[row]);
-            }
+        }
+        for (int row = 0; row < rows; ++row) {
+            tile->sum[row] = sums[0][row];
+            tile->squares[row] = square_sums[0][row];
+        }
+    }
+};
+
+// out: [rows, 3]; *finite becomes false if a result does not fit a float.
+struct CloseTile {
+    MDCP_INLINE static void run(const Tile* tile, int rows, double n, float* out, bool* finite) {
+        float mean[kTile], variance[kTile], distance[kTile];
+        for (int row = 0; row < rows; ++row) {
+            const RowStatistics of =
+                row_statistics(tile->first[row], tile->sum[row], tile->squares[row], n);
+            mean[row] = static_cast<float>(of.mean);
+            variance[row] = static_cast<float>(of.variance);
+            distance[row] = static_cast<float>(of.cosine_distance);
+        }
+        int strange = 0;
+        for (int row = 0; row < rows; ++row) {
+            // A number less itself is 0, an infinity or NaN less itself is NaN.
+            strange |= (mean[row] - mean[row]) + (variance[row] - variance[row]) != 0.0f ? 1 : 0;
+            out[3 * row + 0] = mean[row];
+            out[3 * row + 1] = variance[row];
+            out[3 * row + 2] = distance[row];
         }
         if (strange) *finite = false;
     }
 };
+
+// weights: [rows, n]; out: [rows, 3]; false if a result does not fit a float.
+template <class Weight>
+bool describe_rows(const Weight* weights, int64_t rows, int64_t n, float* out, int simd) {
+    bool finite = true;
+    Tile tile;
+    for (int64_t begin = 0; begin < rows; begin += kTile) {
+        const int count = static_cast<int>(std::min<int64_t>(kTile, rows - begin));
+        const Weight* first = weights + begin * n;
+        if (n <= kLanes) {
+            dispatch<SumShortRows<Weight>>(simd, first, count, static_cast<int>(n), &tile);
+        } else {
+            for (int row = 0; row < count; ++row) {
+                dispatch<SumLongRow<Weight>>(simd, first + row * n, n, &tile, row);
+            }
+        }
+        dispatch<CloseTile>(simd, static_cast<const Tile*>(&tile), count, static_cast<double>(n),
+                            out + 3 * begin, &finite);
+    }
+    return finite;
+}
 
 struct Item {
     int64_t tensor;
@@ -163,12 +180,9 @@ struct Item {
 
 template <class Weight>
 bool run_item(const Item& item, const WeightTensor& tensor, float* out, int simd) {
-    bool finite = true;
     const Weight* weights =
         reinterpret_cast<const Weight*>(tensor.address) + item.begin * tensor.row_length;
-    dispatch<Statistics<Weight>>(simd, weights, item.rows, tensor.row_length, out + 3 * item.out,
-                                 &finite);
-    return finite;
+    return describe_rows(weights, item.rows, tensor.row_length, out + 3 * item.out, simd);
 }
 
 }  // namespace

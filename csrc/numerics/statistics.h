@@ -4,11 +4,9 @@
 // the row's own, so (mean - first)^2 <= n * variance, and taking the square of the mean of d from
 // the mean of d^2 costs at most log2(n) of double's 53 bits, however far from zero the weights lie.
 //
-// The order is fixed so that every device and instruction set can keep it: a row is read in steps
-// of kStep = 4 * kLanes weights (the last filled up with `first`, which adds zeros); lane l of a
-// step is (d[l] + d[l + 16]) + (d[l + 32] + d[l + 48]); lane l of the steps is added up from 0 in
-// step order; lanes are then added in halves: l + (l + 8), l + (l + 4), l + (l + 2), l + (l + 1).
-// Squares likewise. Rows of up to kLanes weights put one weight in a lane, to the same result.
+// The order is fixed so that every device and instruction set can keep it: lane l adds up, from 0,
+// the d of the weights l, l + kLanes, l + 2 kLanes, ...; then the lanes are added in halves, l + 16
+// to l, l + 8 to l, and so on to lane 0. Squares likewise. A lane without weights is 0.
 #pragma once
 
 #include <cmath>
@@ -17,8 +15,7 @@
 
 namespace mdcp {
 
-constexpr int kLanes = 16;
-constexpr int kStep = 4 * kLanes;
+constexpr int kLanes = 32;
 
 struct RowStatistics {
     double mean;

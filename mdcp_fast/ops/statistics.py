@@ -45,7 +45,7 @@ def channel_statistics(
     Raises:
         TypeError: something that is not a tensor, or of another dtype.
         ValueError: an unknown unit, too few dimensions, channels without weights, tensors on
-            several devices, a NaN or an infinity among the weights.
+            several devices, a NaN or an infinity among the weights, a variance beyond float32.
 
     Source: Sun, Chen, Wu, Li, Ma, "A Clustering Pruning Method Based on Multidimensional Channel
     Information", Neural Processing Letters 2024.
@@ -78,7 +78,7 @@ def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) 
         from mdcp_fast.kernels.statistics import launch_channel_statistics
 
         launch_channel_statistics(tensors, shapes, out)
-        strange = _first_not_finite(out, shapes)
+        strange = _first_strange(out, shapes)
     elif device.type == "cpu":
         table = torch.tensor(
             [
@@ -93,11 +93,7 @@ def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) 
     else:
         raise ValueError(f"{_OP}: weights: expected tensors on cpu or cuda, got {device}")
     if strange >= 0:
-        place = (~torch.isfinite(tensors[strange])).nonzero()[0].tolist()
-        number = tensors[strange][tuple(place)].item()
-        raise ValueError(
-            f"{_OP}: weights[{strange}]: expected finite numbers, got {number} at {place}"
-        )
+        raise ValueError(_describe_strange(f"{_OP}: weights[{strange}]", tensors[strange]))
     return out
 
 
@@ -141,9 +137,9 @@ def _row_shapes(weights: Sequence[Tensor], unit: str) -> list[tuple[int, int]]:
     return shapes
 
 
-def _first_not_finite(out: Tensor, shapes: Sequence[tuple[int, int]]) -> int:
-    """The first tensor with a mean that is not finite, -1 if there is none."""
-    bad = (~torch.isfinite(out[:, 0])).nonzero()
+def _first_strange(out: Tensor, shapes: Sequence[tuple[int, int]]) -> int:
+    """The first tensor with a mean or variance that is not a finite float, -1 if there is none."""
+    bad = (~torch.isfinite(out[:, :2]).all(dim=1)).nonzero()
     if len(bad) == 0:
         return -1
     row = int(bad[0])
@@ -152,3 +148,14 @@ def _first_not_finite(out: Tensor, shapes: Sequence[tuple[int, int]]) -> int:
             return index
         row -= rows
     return -1
+
+
+def _describe_strange(name: str, weight: Tensor) -> str:
+    bad = (~torch.isfinite(weight)).nonzero()
+    if len(bad) == 0:
+        return (
+            f"{name}: expected weights whose variance is within float32, "
+            f"got some of magnitude {weight.abs().max().item():.3g}"
+        )
+    place = bad[0].tolist()
+    return f"{name}: expected finite numbers, got {weight[tuple(place)].item()} at {place}"
