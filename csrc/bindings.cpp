@@ -51,6 +51,14 @@ PYBIND11_MODULE(_native, module) {
                                     dimensions, at<float>(out), {threads, simd});
         },
         release());
+    module.def(
+        "ward",
+        [](Address points, Address offsets, int64_t problems, int32_t dimensions, Address linkage,
+           int threads, int simd) {
+            mdcp::ward(at<const float>(points), at<const int64_t>(offsets), problems, dimensions,
+                       at<double>(linkage), {threads, simd});
+        },
+        release());
 #ifdef MDCP_WITH_CUDA
     module.attr("with_cuda") = true;
     module.def("cuda_device_count", &mdcp::cuda_device_count, release());

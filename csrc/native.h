@@ -50,5 +50,12 @@ void crowding_distance(const float* points,     // [offsets[segments], dimension
                        int64_t segments, int32_t dimensions,
                        float* out,  // OUT [offsets[segments]]
                        Execution how);
+// Ward's hierarchy of every problem: the rows of scipy.cluster.hierarchy.linkage, one problem's
+// after the other's, cluster ids local to the problem.
+void ward(const float* points,     // [offsets[problems], dimensions], finite
+          const int64_t* offsets,  // [problems + 1]
+          int64_t problems, int32_t dimensions,
+          double* linkage,  // [sum of max(problem size - 1, 0), 4]
+          Execution execution);
 
 }  // namespace mdcp

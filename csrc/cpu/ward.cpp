@@ -1,0 +1,490 @@
+// Ward's hierarchy by rounds of reciprocal nearest neighbours.
+//
+// In each round every cluster whose neighbourhood changed looks for its nearest cluster, then all
+// pairs that are each other's nearest merge. Ward's criterion is reducible (a merge brings nothing
+// nearer), so this is the same hierarchy as by merging the cheapest pair of all, in a few dozen
+// rounds and with memory for the clusters alone (Murtagh 1983; Mullner 2011).
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "cpu/hierarchy.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+#include "cpu/spatial.h"
+#include "native.h"
+#include "numerics/distance.h"
+#include "numerics/ward.h"
+
+namespace mdcp {
+namespace {
+
+constexpr int kLanes = 8;                // slots of a leaf, and leaves of a group
+constexpr int kGroup = kLanes * kLanes;  // slots of a group
+constexpr double kFar = std::numeric_limits<double>::infinity();
+constexpr double kFinite = 1e300;  // above every cost of float coordinates
+constexpr double kSlack = 1 + 1e-12;
+constexpr int32_t kNobody = std::numeric_limits<int32_t>::max();
+// Parallel rounds start threads of their own; below this many searches that costs more than it saves.
+constexpr int64_t kSearchesWorthThreads = 1024;
+constexpr int64_t kSearchesPerTask = 128;
+
+// Boxes around runs of slots; box b of dimension d stands at [d * count + b].
+struct Boxes {
+    int64_t count = 0;
+    std::vector<double> low, high;    // [dimensions, count]
+    std::vector<double> reciprocal;  // [count], the largest within
+
+    void resize(int64_t boxes, int dimensions) {
+        count = boxes;
+        low.resize(boxes * dimensions);
+        high.resize(boxes * dimensions);
+        reciprocal.resize(boxes);
+    }
+};
+
+// The clusters that still stand, in slots that follow the spatial order of the points. An empty
+// slot is infinitely far from everything.
+struct Front {
+    int64_t capacity = 0;             // slots, a multiple of kGroup
+    int64_t alive = 0;                // clusters that stand
+    std::vector<double> coordinates;  // [dimensions, capacity] centroids
+    std::vector<double> size;         // [capacity] points
+    std::vector<double> reciprocal;   // [capacity] 1 / size
+    std::vector<double> cost;         // [capacity] of the merge that made it
+    std::vector<int32_t> index;       // [capacity] its smallest point, which decides ties
+    std::vector<int32_t> node;        // [capacity] its point, or points + position of its merge
+    std::vector<int32_t> nearest;     // [capacity] slot
+    std::vector<double> nearest_cost;  // [capacity]
+    Boxes leaves, groups;
+};
+
+template <int kDimensions>
+struct Nearest {
+    // One search: the slot looked from, and the best found so far.
+    struct Search {
+        double at[kDimensions];
+        double reciprocal;
+        int32_t slot;
+        double best_cost;
+        int32_t best_index, best_slot;
+    };
+
+    static MDCP_INLINE void look_into_leaf(const Front& front, int64_t leaf, Search& search) {
+        const int64_t start = leaf * kLanes;
+        double cost[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) {
+            cost[lane] = ward_cost(
+                squared_distance<kDimensions>(front.coordinates.data() + start + lane,
+                                              front.capacity, search.at, 1),
+                front.reciprocal.data()[start + lane], search.reciprocal);
+        }
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const int64_t slot = start + lane;
+            if (slot == search.slot) continue;
+            const int32_t index = front.index.data()[slot];
+            if (nearer(cost[lane], index, search.best_cost, search.best_index)) {
+                search.best_cost = cost[lane];
+                search.best_index = index;
+                search.best_slot = static_cast<int32_t>(slot);
+            }
+        }
+    }
+
+    // Which of eight boxes may hold something as near as the best, a bit for each.
+    static MDCP_INLINE int64_t within_reach(const Boxes& boxes, int64_t start,
+                                            const Search& search) {
+        // A little too much is looked at, never too little; but nothing that is infinitely far.
+        const double reach = search.best_cost < kFinite ? search.best_cost * kSlack : kFinite;
+        int64_t hits = 0;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const double bound = squared_distance_to_box<kDimensions>(
+                search.at, 1, boxes.low.data() + start + lane, boxes.high.data() + start + lane,
+                boxes.count);
+            const double limit = reach * (search.reciprocal + boxes.reciprocal.data()[start + lane]);
+            hits |= bound <= limit ? int64_t{1} << lane : 0;
+        }
+        return hits;
+    }
+
+    static MDCP_INLINE void look_into_group(const Front& front, int64_t group, int64_t but_leaf,
+                                            Search& search) {
+        int64_t hits = within_reach(front.leaves, group * kLanes, search);
+        for (; hits != 0; hits &= hits - 1) {
+            const int64_t leaf = group * kLanes + __builtin_ctzll(hits);
+            if (leaf != but_leaf) look_into_leaf(front, leaf, search);
+        }
+    }
+
+    static MDCP_INLINE void run(Front* front_pointer, const int32_t* slots, int64_t count) {
+        Front& front = *front_pointer;
+        for (int64_t i = 0; i < count; ++i) {
+            Search search;
+            search.slot = slots[i];
+            search.reciprocal = front.reciprocal.data()[search.slot];
+            search.best_cost = kFar;
+            search.best_index = search.best_slot = kNobody;
+            for (int d = 0; d < kDimensions; ++d) {
+                search.at[d] = front.coordinates.data()[d * front.capacity + search.slot];
+            }
+            const int64_t own_leaf = search.slot / kLanes, own_group = search.slot / kGroup;
+            look_into_leaf(front, own_leaf, search);
+            look_into_group(front, own_group, own_leaf, search);
+            for (int64_t start = 0; start < front.groups.count; start += kLanes) {
+                int64_t hits = within_reach(front.groups, start, search);
+                for (; hits != 0; hits &= hits - 1) {
+                    const int64_t group = start + __builtin_ctzll(hits);
+                    if (group != own_group) look_into_group(front, group, -1, search);
+                }
+            }
+            front.nearest.data()[search.slot] = search.best_slot;
+            front.nearest_cost.data()[search.slot] = search.best_cost;
+        }
+    }
+};
+
+// A merge as it was found, before the sort by cost.
+struct Found {
+    double cost;
+    int32_t round;
+    int32_t absorbed;  // the larger of the two clusters' indices, unique among all merges
+    int32_t a, b;      // nodes
+    int32_t size;
+};
+
+class Rounds {
+  public:
+    Rounds(const float* points, int64_t count, int32_t dimensions, Execution execution)
+        : points_(points), count_(count), given_(dimensions), execution_(execution) {
+        dimensions_ = dimensions <= 4 ? dimensions : dimensions <= 8 ? 8 : 16;
+        place_points();
+    }
+
+    std::vector<Found> run() {
+        found_.reserve(count_ - 1);
+        search_from_.resize(count_);
+        std::iota(search_from_.begin(), search_from_.end(), 0);
+        search();
+        merge_duplicates();
+        while (front_.alive > 1) {
+            if (!merge_reciprocal_pairs()) {
+                // Rounding left a cluster with an outdated idea of its nearest. After a search from
+                // everywhere there is always a pair: the smallest index of the cheapest cost.
+                list_all();
+                search();
+                continue;
+            }
+            if (front_.alive <= front_.capacity * 3 / 4 && front_.capacity > kGroup) compact();
+            search();
+        }
+        return std::move(found_);
+    }
+
+  private:
+    void place_points() {
+        const std::vector<int32_t> order = spatial_order(points_, count_, given_);
+        resize(front_, count_);
+        front_.alive = count_;
+        for (int64_t slot = 0; slot < count_; ++slot) {
+            for (int d = 0; d < given_; ++d) {
+                at(front_, d, slot) = points_[order[slot] * int64_t{given_} + d];
+            }
+            for (int d = given_; d < dimensions_; ++d) at(front_, d, slot) = 0;
+            front_.size[slot] = front_.reciprocal[slot] = 1;
+            front_.index[slot] = front_.node[slot] = order[slot];
+        }
+        bound_all();
+    }
+
+    // All slots empty.
+    void resize(Front& front, int64_t clusters) const {
+        front.capacity = std::max<int64_t>((clusters + kGroup - 1) / kGroup, 1) * kGroup;
+        front.coordinates.assign(front.capacity * dimensions_, kFar);
+        front.size.assign(front.capacity, 0);
+        front.reciprocal.assign(front.capacity, 0);
+        front.cost.assign(front.capacity, 0);
+        front.index.assign(front.capacity, kNobody);
+        front.node.assign(front.capacity, kNobody);
+        front.nearest.assign(front.capacity, kNobody);
+        front.nearest_cost.assign(front.capacity, kFar);
+        front.leaves.resize(front.capacity / kLanes, dimensions_);
+        const int64_t groups = front.capacity / kGroup;
+        front.groups.resize((groups + kLanes - 1) / kLanes * kLanes, dimensions_);
+    }
+
+    static double& at(Front& front, int d, int64_t slot) {
+        return front.coordinates[d * front.capacity + slot];
+    }
+
+    void bound_all() {
+        for (int64_t leaf = 0; leaf < front_.leaves.count; ++leaf) bound_leaf(leaf);
+        for (int64_t group = 0; group < front_.groups.count; ++group) bound_group(group);
+    }
+
+    void bound_leaf(int64_t leaf) {
+        const int64_t start = leaf * kLanes;
+        for (int d = 0; d < dimensions_; ++d) {
+            double low = kFar, high = -kFar;
+            for (int64_t slot = start; slot < start + kLanes; ++slot) {
+                const double value = at(front_, d, slot);
+                low = std::min(low, value);
+                high = value == kFar ? high : std::max(high, value);
+            }
+            front_.leaves.low[d * front_.leaves.count + leaf] = low;
+            front_.leaves.high[d * front_.leaves.count + leaf] = high;
+        }
+        front_.leaves.reciprocal[leaf] =
+            *std::max_element(front_.reciprocal.begin() + start,
+                              front_.reciprocal.begin() + start + kLanes);
+    }
+
+    void bound_group(int64_t group) {
+        const Boxes& leaves = front_.leaves;
+        const int64_t start = std::min(group * kLanes, leaves.count);
+        const int64_t end = std::min(start + kLanes, leaves.count);
+        double reciprocal = 0;
+        for (int64_t leaf = start; leaf < end; ++leaf) {
+            reciprocal = std::max(reciprocal, leaves.reciprocal[leaf]);
+        }
+        front_.groups.reciprocal[group] = reciprocal;
+        for (int d = 0; d < dimensions_; ++d) {
+            double low = kFar, high = -kFar;
+            for (int64_t leaf = start; leaf < end; ++leaf) {
+                low = std::min(low, leaves.low[d * leaves.count + leaf]);
+                high = std::max(high, leaves.high[d * leaves.count + leaf]);
+            }
+            front_.groups.low[d * front_.groups.count + group] = low;
+            front_.groups.high[d * front_.groups.count + group] = high;
+        }
+    }
+
+    void search() {
+        if (front_.alive < 2) return;
+        const int64_t count = static_cast<int64_t>(search_from_.size());
+        if (execution_.threads > 1 && count >= kSearchesWorthThreads) {
+            const int64_t tasks = (count + kSearchesPerTask - 1) / kSearchesPerTask;
+            parallel_for(tasks, execution_.threads, [&](int, int64_t task) {
+                const int64_t start = task * kSearchesPerTask;
+                search_some(search_from_.data() + start,
+                            std::min(kSearchesPerTask, count - start));
+            });
+        } else {
+            search_some(search_from_.data(), count);
+        }
+    }
+
+    void search_some(const int32_t* slots, int64_t count) {
+        switch (dimensions_) {
+            case 1: return dispatch<Nearest<1>>(execution_.simd, &front_, slots, count);
+            case 2: return dispatch<Nearest<2>>(execution_.simd, &front_, slots, count);
+            case 3: return dispatch<Nearest<3>>(execution_.simd, &front_, slots, count);
+            case 4: return dispatch<Nearest<4>>(execution_.simd, &front_, slots, count);
+            case 8: return dispatch<Nearest<8>>(execution_.simd, &front_, slots, count);
+            default: return dispatch<Nearest<16>>(execution_.simd, &front_, slots, count);
+        }
+    }
+
+    // Joins the clusters of two slots in the first, whose index is the smaller.
+    void merge(int32_t keep, int32_t drop, double cost) {
+        Front& f = front_;
+        cost = std::max({cost, f.cost[keep], f.cost[drop]});  // rounding must not turn the tree over
+        const double size = f.size[keep] + f.size[drop];
+        found_.push_back({cost, round_, f.index[drop], f.node[keep], f.node[drop],
+                          static_cast<int32_t>(size)});
+        for (int d = 0; d < dimensions_; ++d) {
+            at(f, d, keep) =
+                merged_centroid(at(f, d, keep), f.size[keep], at(f, d, drop), f.size[drop]);
+            at(f, d, drop) = kFar;
+        }
+        f.size[keep] = size;
+        f.reciprocal[keep] = 1 / size;
+        f.cost[keep] = cost;
+        f.node[keep] = static_cast<int32_t>(count_ + found_.size() - 1);
+        f.nearest[keep] = kNobody;
+        f.reciprocal[drop] = 0;
+        f.index[drop] = kNobody;
+        --f.alive;
+    }
+
+    // Equal points would merge one pair a round: the smallest index is the nearest of all others.
+    void merge_duplicates() {
+        std::vector<int32_t> slots;
+        for (int64_t slot = 0; slot < count_; ++slot) {
+            if (front_.nearest_cost[slot] == 0) slots.push_back(static_cast<int32_t>(slot));
+        }
+        if (slots.empty()) return;
+        const auto compare = [&](int32_t a, int32_t b) {
+            for (int d = 0; d < given_; ++d) {
+                const double left = at(front_, d, a), right = at(front_, d, b);
+                if (left != right) return left < right ? -1 : 1;
+            }
+            return 0;
+        };
+        std::sort(slots.begin(), slots.end(), [&](int32_t a, int32_t b) {
+            const int order = compare(a, b);
+            return order != 0 ? order < 0 : front_.index[a] < front_.index[b];
+        });
+        int32_t first = slots[0];
+        for (size_t i = 1; i < slots.size(); ++i) {
+            if (compare(first, slots[i]) == 0) {
+                merge(first, slots[i], 0);
+            } else {
+                first = slots[i];
+            }
+        }
+        compact();
+        list_all();
+        search();
+    }
+
+    void list_all() {
+        search_from_.clear();
+        for (int64_t slot = 0; slot < front_.capacity; ++slot) {
+            if (front_.index[slot] != kNobody) search_from_.push_back(static_cast<int32_t>(slot));
+        }
+    }
+
+    // Lists the clusters that must look again: the merged ones and those that lost their nearest.
+    bool merge_reciprocal_pairs() {
+        ++round_;
+        Front& f = front_;
+        const size_t before = found_.size();
+        changed_.assign(f.capacity, 0);
+        for (int64_t slot = 0; slot < f.capacity; ++slot) {
+            if (f.index[slot] == kNobody || changed_[slot]) continue;
+            const int32_t other = f.nearest[slot];
+            if (f.nearest[other] != slot || other < slot) continue;
+            const int32_t own = static_cast<int32_t>(slot);
+            changed_[slot] = changed_[other] = 1;
+            if (f.index[own] < f.index[other]) {
+                merge(own, other, f.nearest_cost[slot]);
+            } else {
+                merge(other, own, f.nearest_cost[slot]);
+            }
+        }
+        if (found_.size() == before) return false;
+        search_from_.clear();
+        for (int64_t slot = 0; slot < f.capacity; ++slot) {
+            if (f.index[slot] == kNobody) continue;
+            if (changed_[slot] || changed_[f.nearest[slot]]) {
+                search_from_.push_back(static_cast<int32_t>(slot));
+            }
+        }
+        rebound_changed();
+        return true;
+    }
+
+    void rebound_changed() {
+        for (int64_t group = 0; group < front_.capacity / kGroup; ++group) {
+            bool any_in_group = false;
+            for (int64_t leaf = group * kLanes; leaf < (group + 1) * kLanes; ++leaf) {
+                bool any = false;
+                for (int64_t slot = leaf * kLanes; slot < (leaf + 1) * kLanes; ++slot) {
+                    any |= changed_[slot] != 0;
+                }
+                if (any) bound_leaf(leaf);
+                any_in_group |= any;
+            }
+            if (any_in_group) bound_group(group);
+        }
+    }
+
+    // Closes the gaps that merged clusters left.
+    void compact() {
+        Front packed;
+        resize(packed, front_.alive);
+        packed.alive = front_.alive;
+        std::vector<int32_t> moved(front_.capacity, kNobody);
+        int32_t next = 0;
+        for (int64_t slot = 0; slot < front_.capacity; ++slot) {
+            if (front_.index[slot] == kNobody) continue;
+            for (int d = 0; d < dimensions_; ++d) at(packed, d, next) = at(front_, d, slot);
+            packed.size[next] = front_.size[slot];
+            packed.reciprocal[next] = front_.reciprocal[slot];
+            packed.cost[next] = front_.cost[slot];
+            packed.index[next] = front_.index[slot];
+            packed.node[next] = front_.node[slot];
+            packed.nearest[next] = front_.nearest[slot];
+            packed.nearest_cost[next] = front_.nearest_cost[slot];
+            moved[slot] = next++;
+        }
+        for (int32_t slot = 0; slot < next; ++slot) {
+            // A neighbour that is gone is searched for anew.
+            if (packed.nearest[slot] != kNobody) packed.nearest[slot] = moved[packed.nearest[slot]];
+        }
+        for (int32_t& slot : search_from_) slot = moved[slot];
+        front_ = std::move(packed);
+        bound_all();
+    }
+
+    const float* points_;  // [count_, given_]
+    int64_t count_;
+    int32_t given_;       // dimensions of the points
+    int32_t dimensions_;  // the next kernel's: zeros fill the rest
+    Execution execution_;
+    int32_t round_ = 0;
+    Front front_;
+    std::vector<Found> found_;
+    std::vector<int32_t> search_from_;
+    std::vector<unsigned char> changed_;
+};
+
+}  // namespace
+
+std::vector<Merge> ward_hierarchy(const float* points, int64_t count, int32_t dimensions,
+                                  Execution execution) {
+    if (count < 2) return {};
+    const std::vector<Found> found = Rounds(points, count, dimensions, execution).run();
+
+    // Children before parents: they cost no more, and come from an earlier round or, among equal
+    // points, absorbed a smaller index.
+    std::vector<int32_t> order(found.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](int32_t left, int32_t right) {
+        const Found &a = found[left], &b = found[right];
+        if (a.cost != b.cost) return a.cost < b.cost;
+        return a.round != b.round ? a.round < b.round : a.absorbed < b.absorbed;
+    });
+    std::vector<int32_t> row_of(found.size());
+    for (size_t row = 0; row < order.size(); ++row) row_of[order[row]] = static_cast<int32_t>(row);
+
+    const int32_t points_count = static_cast<int32_t>(count);
+    const auto cluster = [&](int32_t node) {
+        return node < points_count ? node : points_count + row_of[node - points_count];
+    };
+    std::vector<Merge> merges(found.size());
+    for (size_t row = 0; row < order.size(); ++row) {
+        const Found& one = found[order[row]];
+        const int32_t a = cluster(one.a), b = cluster(one.b);
+        merges[row] = {std::min(a, b), std::max(a, b), one.size, one.cost};
+    }
+    return merges;
+}
+
+void ward(const float* points, const int64_t* offsets, int64_t problems, int32_t dimensions,
+          double* linkage, Execution execution) {
+    std::vector<int64_t> order(problems), row(problems + 1, 0);
+    std::iota(order.begin(), order.end(), 0);
+    const auto size = [&](int64_t problem) { return offsets[problem + 1] - offsets[problem]; };
+    for (int64_t p = 0; p < problems; ++p) row[p + 1] = row[p] + std::max<int64_t>(size(p) - 1, 0);
+    // The largest first, so that none is left over when the others are done.
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return size(a) > size(b); });
+    const int inner = std::max<int>(1, execution.threads / std::max<int64_t>(problems, 1));
+    parallel_for(problems, execution.threads, [&](int, int64_t item) {
+        const int64_t problem = order[item];
+        const std::vector<Merge> merges = ward_hierarchy(points + offsets[problem] * dimensions,
+                                                         size(problem), dimensions,
+                                                         {inner, execution.simd});
+        double* out = linkage + 4 * row[problem];
+        for (const Merge& merge : merges) {
+            *out++ = merge.first;
+            *out++ = merge.second;
+            *out++ = ward_height(merge.cost);
+            *out++ = merge.size;
+        }
+    });
+}
+
+}  // namespace mdcp
