@@ -59,6 +59,28 @@ PYBIND11_MODULE(_native, module) {
                        at<double>(linkage), {threads, simd});
         },
         release());
+    module.def(
+        "kmeans",
+        [](Address points, Address offsets, int64_t problems, int32_t dimensions, Address k,
+           Address problem, int64_t jobs, int32_t init, Address given_centers, int64_t max_iter,
+           uint64_t seed, std::array<Address, 5> out, int threads, int simd) {
+            const mdcp::KMeansProblem in{at<const float>(points),
+                                         at<const int64_t>(offsets),
+                                         problems,
+                                         dimensions,
+                                         at<const int64_t>(k),
+                                         at<const int64_t>(problem),
+                                         jobs,
+                                         static_cast<mdcp::KMeansProblem::Init>(init),
+                                         at<const float>(given_centers),
+                                         max_iter,
+                                         seed};
+            const mdcp::KMeansResult result{at<const int64_t>(out[0]), at<int64_t>(out[1]),
+                                            at<float>(out[2]), at<double>(out[3]),
+                                            at<int64_t>(out[4])};
+            mdcp::kmeans(in, result, {threads, simd});
+        },
+        release());
 #ifdef MDCP_WITH_CUDA
     module.attr("with_cuda") = true;
     module.def("cuda_device_count", &mdcp::cuda_device_count, release());

@@ -50,12 +50,39 @@ void crowding_distance(const float* points,     // [offsets[segments], dimension
                        int64_t segments, int32_t dimensions,
                        float* out,  // OUT [offsets[segments]]
                        Execution how);
+
 // Ward's hierarchy of every problem: the rows of scipy.cluster.hierarchy.linkage, one problem's
 // after the other's, cluster ids local to the problem.
 void ward(const float* points,     // [offsets[problems], dimensions], finite
           const int64_t* offsets,  // [problems + 1]
           int64_t problems, int32_t dimensions,
-          double* linkage,  // [sum of max(problem size - 1, 0), 4]
-          Execution execution);
+          double* linkage,  // OUT [sum of max(problem size - 1, 0), 4]
+          Execution how);
+
+struct KMeansProblem {
+    enum Init : int32_t { kWard = 0, kPlusPlus = 1, kGiven = 2 };
+    const float* points;     // [offsets[problems], dimensions], finite
+    const int64_t* offsets;  // [problems + 1]
+    int64_t problems;
+    int32_t dimensions;
+    const int64_t* k;        // [jobs] from 1 to the size of the job's problem
+    const int64_t* problem;  // [jobs]
+    int64_t jobs;
+    Init init;
+    const float* centers;  // [sum of k, dimensions], finite; read for kGiven only
+    int64_t max_iter;      // at least 0
+    uint64_t seed;         // of k-means++
+};
+
+struct KMeansResult {
+    const int64_t* offsets;  // IN [jobs + 1] where the labels of each job stand
+    int64_t* labels;         // OUT [offsets[jobs]]
+    float* centers;          // OUT [sum of k, dimensions]
+    double* inertia;         // OUT [jobs]
+    int64_t* iterations;     // OUT [jobs]
+};
+
+// Seeds, then Lloyd's iteration, for every job.
+void kmeans(const KMeansProblem& in, const KMeansResult& out, Execution how);
 
 }  // namespace mdcp

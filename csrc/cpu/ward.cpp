@@ -4,36 +4,41 @@
 // pairs that are each other's nearest merge. Ward's criterion is reducible (a merge brings nothing
 // nearer), so this is the same hierarchy as by merging the cheapest pair of all, in a few dozen
 // rounds and with memory for the clusters alone (Murtagh 1983; Mullner 2011).
+#include "numerics/ward.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
+#include "cpu/dimensions.h"
 #include "cpu/hierarchy.h"
+#include "cpu/lanes.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/spatial.h"
 #include "native.h"
 #include "numerics/distance.h"
-#include "numerics/ward.h"
 
 namespace mdcp {
 namespace {
 
 constexpr int kLanes = 8;                // slots of a leaf, and leaves of a group
 constexpr int kGroup = kLanes * kLanes;  // slots of a group
+constexpr int64_t kBit[kLanes] = {1, 2, 4, 8, 16, 32, 64, 128};
 constexpr double kFar = std::numeric_limits<double>::infinity();
 constexpr double kFinite = 1e300;  // above every cost of float coordinates
 constexpr double kSlack = 1 + 1e-12;
 constexpr int32_t kNobody = std::numeric_limits<int32_t>::max();
-// Parallel rounds start threads of their own; below this many searches that costs more than it saves.
+// Parallel rounds start threads of their own; below this many searches that costs more than it
+// saves.
 constexpr int64_t kSearchesWorthThreads = 1024;
 constexpr int64_t kSearchesPerTask = 128;
 
 // Boxes around runs of slots; box b of dimension d stands at [d * count + b].
 struct Boxes {
     int64_t count = 0;
-    std::vector<double> low, high;    // [dimensions, count]
+    std::vector<double> low, high;   // [dimensions, count]
     std::vector<double> reciprocal;  // [count], the largest within
 
     void resize(int64_t boxes, int dimensions) {
@@ -47,15 +52,15 @@ struct Boxes {
 // The clusters that still stand, in slots that follow the spatial order of the points. An empty
 // slot is infinitely far from everything.
 struct Front {
-    int64_t capacity = 0;             // slots, a multiple of kGroup
-    int64_t alive = 0;                // clusters that stand
-    std::vector<double> coordinates;  // [dimensions, capacity] centroids
-    std::vector<double> size;         // [capacity] points
-    std::vector<double> reciprocal;   // [capacity] 1 / size
-    std::vector<double> cost;         // [capacity] of the merge that made it
-    std::vector<int32_t> index;       // [capacity] its smallest point, which decides ties
-    std::vector<int32_t> node;        // [capacity] its point, or points + position of its merge
-    std::vector<int32_t> nearest;     // [capacity] slot
+    int64_t capacity = 0;              // slots, a multiple of kGroup
+    int64_t alive = 0;                 // clusters that stand
+    std::vector<double> coordinates;   // [dimensions, capacity] centroids
+    std::vector<double> size;          // [capacity] points
+    std::vector<double> reciprocal;    // [capacity] 1 / size
+    std::vector<double> cost;          // [capacity] of the merge that made it
+    std::vector<int32_t> index;        // [capacity] its smallest point, which decides ties
+    std::vector<int32_t> node;         // [capacity] its point, or points + position of its merge
+    std::vector<int32_t> nearest;      // [capacity] slot
     std::vector<double> nearest_cost;  // [capacity]
     Boxes leaves, groups;
 };
@@ -74,11 +79,12 @@ struct Nearest {
     static MDCP_INLINE void look_into_leaf(const Front& front, int64_t leaf, Search& search) {
         const int64_t start = leaf * kLanes;
         double cost[kLanes];
+        MDCP_LANES
         for (int lane = 0; lane < kLanes; ++lane) {
-            cost[lane] = ward_cost(
-                squared_distance<kDimensions>(front.coordinates.data() + start + lane,
-                                              front.capacity, search.at, 1),
-                front.reciprocal.data()[start + lane], search.reciprocal);
+            cost[lane] =
+                ward_cost(squared_distance<kDimensions>(front.coordinates.data() + start + lane,
+                                                        front.capacity, search.at, 1),
+                          front.reciprocal.data()[start + lane], search.reciprocal);
         }
         for (int lane = 0; lane < kLanes; ++lane) {
             const int64_t slot = start + lane;
@@ -97,14 +103,19 @@ struct Nearest {
                                             const Search& search) {
         // A little too much is looked at, never too little; but nothing that is infinitely far.
         const double reach = search.best_cost < kFinite ? search.best_cost * kSlack : kFinite;
-        int64_t hits = 0;
+        int64_t within[kLanes];
+        MDCP_LANES
         for (int lane = 0; lane < kLanes; ++lane) {
-            const double bound = squared_distance_to_box<kDimensions>(
-                search.at, 1, boxes.low.data() + start + lane, boxes.high.data() + start + lane,
-                boxes.count);
-            const double limit = reach * (search.reciprocal + boxes.reciprocal.data()[start + lane]);
-            hits |= bound <= limit ? int64_t{1} << lane : 0;
+            const double bound =
+                squared_distance_to_box<kDimensions>(search.at, 1, boxes.low.data() + start + lane,
+                                                     boxes.high.data() + start + lane, boxes.count);
+            const double limit =
+                reach * (search.reciprocal + boxes.reciprocal.data()[start + lane]);
+            within[lane] = bound <= limit ? kBit[lane] : 0;
         }
+        int64_t hits = 0;
+        MDCP_LANES
+        for (int lane = 0; lane < kLanes; ++lane) hits |= within[lane];
         return hits;
     }
 
@@ -157,7 +168,7 @@ class Rounds {
   public:
     Rounds(const float* points, int64_t count, int32_t dimensions, Execution execution)
         : points_(points), count_(count), given_(dimensions), execution_(execution) {
-        dimensions_ = dimensions <= 4 ? dimensions : dimensions <= 8 ? 8 : 16;
+        dimensions_ = kernel_dimensions(dimensions);
         place_points();
     }
 
@@ -234,9 +245,8 @@ class Rounds {
             front_.leaves.low[d * front_.leaves.count + leaf] = low;
             front_.leaves.high[d * front_.leaves.count + leaf] = high;
         }
-        front_.leaves.reciprocal[leaf] =
-            *std::max_element(front_.reciprocal.begin() + start,
-                              front_.reciprocal.begin() + start + kLanes);
+        front_.leaves.reciprocal[leaf] = *std::max_element(
+            front_.reciprocal.begin() + start, front_.reciprocal.begin() + start + kLanes);
     }
 
     void bound_group(int64_t group) {
@@ -266,8 +276,7 @@ class Rounds {
             const int64_t tasks = (count + kSearchesPerTask - 1) / kSearchesPerTask;
             parallel_for(tasks, execution_.threads, [&](int, int64_t task) {
                 const int64_t start = task * kSearchesPerTask;
-                search_some(search_from_.data() + start,
-                            std::min(kSearchesPerTask, count - start));
+                search_some(search_from_.data() + start, std::min(kSearchesPerTask, count - start));
             });
         } else {
             search_some(search_from_.data(), count);
@@ -275,23 +284,17 @@ class Rounds {
     }
 
     void search_some(const int32_t* slots, int64_t count) {
-        switch (dimensions_) {
-            case 1: return dispatch<Nearest<1>>(execution_.simd, &front_, slots, count);
-            case 2: return dispatch<Nearest<2>>(execution_.simd, &front_, slots, count);
-            case 3: return dispatch<Nearest<3>>(execution_.simd, &front_, slots, count);
-            case 4: return dispatch<Nearest<4>>(execution_.simd, &front_, slots, count);
-            case 8: return dispatch<Nearest<8>>(execution_.simd, &front_, slots, count);
-            default: return dispatch<Nearest<16>>(execution_.simd, &front_, slots, count);
-        }
+        dispatch_dimensions<Nearest>(dimensions_, execution_.simd, &front_, slots, count);
     }
 
     // Joins the clusters of two slots in the first, whose index is the smaller.
     void merge(int32_t keep, int32_t drop, double cost) {
         Front& f = front_;
-        cost = std::max({cost, f.cost[keep], f.cost[drop]});  // rounding must not turn the tree over
+        cost =
+            std::max({cost, f.cost[keep], f.cost[drop]});  // rounding must not turn the tree over
         const double size = f.size[keep] + f.size[drop];
-        found_.push_back({cost, round_, f.index[drop], f.node[keep], f.node[drop],
-                          static_cast<int32_t>(size)});
+        found_.push_back(
+            {cost, round_, f.index[drop], f.node[keep], f.node[drop], static_cast<int32_t>(size)});
         for (int d = 0; d < dimensions_; ++d) {
             at(f, d, keep) =
                 merged_centroid(at(f, d, keep), f.size[keep], at(f, d, drop), f.size[drop]);
@@ -474,9 +477,9 @@ void ward(const float* points, const int64_t* offsets, int64_t problems, int32_t
     const int inner = std::max<int>(1, execution.threads / std::max<int64_t>(problems, 1));
     parallel_for(problems, execution.threads, [&](int, int64_t item) {
         const int64_t problem = order[item];
-        const std::vector<Merge> merges = ward_hierarchy(points + offsets[problem] * dimensions,
-                                                         size(problem), dimensions,
-                                                         {inner, execution.simd});
+        const std::vector<Merge> merges =
+            ward_hierarchy(points + offsets[problem] * dimensions, size(problem), dimensions,
+                           {inner, execution.simd});
         double* out = linkage + 4 * row[problem];
         for (const Merge& merge : merges) {
             *out++ = merge.first;

@@ -40,7 +40,7 @@ MDCP_BOTH Real squared_distance_to_box(const Real* a, int64_t a_stride, const Re
 // Among equal distances the smallest index is the nearest.
 template <class Real>
 MDCP_BOTH bool nearer(Real distance, int32_t index, Real best_distance, int32_t best_index) {
-    return distance < best_distance || (distance == best_distance && index < best_index);
+    return (distance < best_distance) | ((distance == best_distance) & (index < best_index));
 }
 
 }  // namespace mdcp

@@ -14,7 +14,9 @@ MDCP_BOTH double ward_cost(double squared_distance, double reciprocal_size_a,
 }
 
 // The height that scipy.cluster.hierarchy.ward gives a merge: the distance of two single points.
-MDCP_BOTH double ward_height(double cost) { return std::sqrt(2.0 * cost); }
+MDCP_BOTH double ward_height(double cost) {
+    return std::sqrt(2.0 * cost);
+}
 
 MDCP_BOTH double merged_centroid(double a, double size_a, double b, double size_b) {
     return (a * size_a + b * size_b) / (size_a + size_b);

@@ -70,6 +70,7 @@ def _ward(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
 
 @_ward.register_fake
 def _(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
+    points = check_points(_OP, points)
     rows = torch.library.get_ctx().new_dynamic_size()
     return points.new_empty((rows, 4), dtype=torch.float64)
 
