@@ -55,11 +55,11 @@ def ward_reference(points: NDArray[np.float32]) -> NDArray[np.float64]:
     stale = alive.copy()
     order = 0
     while alive.sum() > 1:
-        for i in np.flatnonzero(stale):
+        for i in np.flatnonzero(stale).tolist():
             search(i)
         order += 1
-        live = np.flatnonzero(alive)
-        pairs = [(i, nearest[i]) for i in live if i < nearest[i] and nearest[nearest[i]] == i]
+        live = np.flatnonzero(alive).tolist()
+        pairs = [(i, int(nearest[i])) for i in live if i < nearest[i] and nearest[nearest[i]] == i]
         changed = np.zeros(count, bool)
         for i, j in pairs:
             merge(i, j, cost[i], order)
@@ -67,7 +67,7 @@ def ward_reference(points: NDArray[np.float32]) -> NDArray[np.float64]:
         stale = alive & (changed | changed[nearest]) if pairs else alive.copy()
 
     linkage = np.zeros((count - 1, 4))
-    cluster = {(i,): i for i in range(count)}
+    cluster: dict[tuple[int, ...], int] = {(i,): i for i in range(count)}
     for row, (value, _, _, a, b) in enumerate(sorted(found, key=lambda one: one[:3])):
         left, right = sorted((cluster[tuple(a)], cluster[tuple(b)]))
         linkage[row] = left, right, np.sqrt(2 * value), len(a) + len(b)

@@ -83,10 +83,12 @@ def kmeans(
         raise TypeError(
             f"{_OP}: problem: expected None or a torch.Tensor, got {type(problem).__name__}"
         )
-    centers = None
+    centers: Tensor | None = None
     if isinstance(init, Tensor):
-        init, centers = _GIVEN, init.detach()
-    elif init not in INITS:
+        kind, centers = _GIVEN, init.detach()
+    elif init in INITS:
+        kind = init
+    else:
         names = ", ".join(repr(one) for one in INITS)
         raise ValueError(f"{_OP}: init: expected {names} or a tensor of centres, got {init!r}")
     for name, number in (("max_iter", max_iter), ("seed", seed)):
@@ -95,7 +97,7 @@ def kmeans(
         if not 0 <= number < 2**63:
             raise ValueError(f"{_OP}: {name}: expected 0 to 2^63 - 1, got {number}")
     return KMeans(
-        *_kmeans(points.detach(), offsets, k, problem, init, centers, max_iter, seed, simd)
+        *_kmeans(points.detach(), offsets, k, problem, kind, centers, max_iter, seed, simd)
     )
 
 
