@@ -1,0 +1,90 @@
+"""The check of a removal sees what is wrong, and nothing where all is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from blocks import DenseConcatenation, Residual, image
+from torch import nn
+
+from mdcp_fast.graph import trace
+from mdcp_fast.verification import (
+    TOLERANCE,
+    culprits,
+    difference,
+    in_float64,
+    relative_difference,
+    scrambled,
+)
+
+
+def test_a_shifted_position_shows() -> None:
+    graph = trace(DenseConcatenation(), image(), check=False)
+    right = graph.positions([range(0, axis.channels, 2) for axis in graph.axes])
+    assert difference(scrambled(graph.model), right, (image(),)) <= TOLERANCE
+    for name, dimension in [("head.weight", 1), ("bn.weight", 0), ("bn.running_mean", 0)]:
+        kept = right[name][dimension]
+        wrong = {**right, name: {**right[name], dimension: (kept + 1).clamp_max(int(kept[-1]))}}
+        wrong[name][dimension][:-1] = kept[:-1]
+        wrong[name][dimension][0] = kept[0] + 1
+        assert difference(scrambled(graph.model), wrong, (image(),)) > 1e-6, name
+
+
+def test_scrambled_weights_let_every_channel_matter() -> None:
+    model = Residual()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    double = scrambled(model)
+    assert all(p.dtype == torch.float64 and bool(p.any()) for p in double.parameters())
+    assert all(bool((b > 0).all()) for n, b in double.named_buffers() if n.endswith("var"))
+    assert not any(bool(p.any()) for p in model.parameters())
+    again = scrambled(model)
+    pairs = zip(double.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_copy_in_float64_leaves_the_model() -> None:
+    model = Residual().half().train()
+    double = in_float64(model)
+    assert not double.training and model.training
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+    assert double.bn.num_batches_tracked.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        (torch.ones(3), torch.ones(3), 0.0),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]), 0.5),
+        (torch.ones(3), torch.ones(4), float("inf")),
+        (torch.tensor([float("nan")]), torch.ones(1), float("inf")),
+        (torch.tensor([float("nan")]), torch.tensor([float("nan")]), 0.0),
+        (torch.tensor([1 + 1j]), torch.tensor([1 + 2j]), 0.5),
+        ({"a": torch.ones(1), "b": (torch.zeros(0), None)}, {"a": torch.ones(1), "b": ()}, None),
+        (
+            {"a": torch.ones(1), "b": [torch.ones(1)]},
+            {"a": torch.ones(1), "b": (torch.ones(1),)},
+            0,
+        ),
+        # A small output has its own scale; one of rounding noise beside others has not.
+        ((torch.ones(1), torch.tensor([1e-3])), (torch.ones(1), torch.tensor([2e-3])), 0.5),
+        ((torch.ones(1), torch.tensor([1e-18])), (torch.ones(1), torch.zeros(1)), 1e-12),
+    ],
+)
+def test_relative_difference(left: object, right: object, expected: float | None) -> None:
+    expected = float("inf") if expected is None else expected
+    assert relative_difference(left, right) == pytest.approx(expected)
+
+
+def test_culprits_are_found_alone_and_together() -> None:
+    def trial(indices: Sequence[int]) -> str | None:
+        chosen = set(indices)
+        if 5 in chosen:
+            return "five"
+        return "two and nine" if {2, 9} <= chosen else None
+
+    assert culprits(12, trial) == {5: "five", 9: "two and nine"}
+    assert culprits(2, trial) == {}
+    assert culprits(0, lambda _: "never") == {}
