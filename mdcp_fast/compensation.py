@@ -9,6 +9,7 @@ and the mean goes there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,7 @@ class _Consumer:
     """
 
     weight: str
-    module: nn.Module
+    modules: list[nn.Module]  # those with this weight
     dimension: int  # of the weight: where input channels sit
     kept: Tensor  # positions along that dimension
     blocks: Tensor | None  # [channels, multiplicity] positions of a flattened input
@@ -156,6 +157,8 @@ class _Consumer:
         adapted = w[..., kept] + torch.einsum("gonl,glk->gonk", w[..., lost], predict)
         residual = mean[:, lost] - torch.einsum("glk,gk->gl", predict, mean[:, kept])
         shift = torch.einsum("gonl,gl->go", w[..., lost], residual).flatten()
+        if isinstance(self.modules[0], nn.modules.conv._ConvTransposeNd):
+            shift /= math.prod(self.modules[0].stride)  # an output sees one in so many taps
         adapted = adapted.reshape(*shape[:-1], len(kept))
         if self.blocks is not None:
             adapted = self._flattened(adapted, kept)
@@ -207,8 +210,9 @@ def compensate(
     """
     consumers, skipped = _consumers(graph, positions)
     handles = [
-        consumer.module.register_forward_pre_hook(consumer.see, with_kwargs=True)
+        module.register_forward_pre_hook(consumer.see, with_kwargs=True)
         for consumer in consumers
+        for module in consumer.modules
     ]
     try:
         with evaluating(graph.model):
@@ -235,18 +239,22 @@ def _consumers(graph: ChannelGraph, positions: Positions) -> tuple[list[_Consume
         kept = positions.get(name, {}).get(dimension)
         if kept is None:
             continue
-        path, _, leaf = name.rpartition(".")
-        module = graph.model.get_submodule(path)
-        size = graph.model.get_parameter(name).shape[dimension]
-        blocks = _blocks(members, size) if isinstance(module, nn.Linear) else None
-        layer = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and leaf == "weight"
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1
-        width = size if blocks is None else len(blocks)
-        if not layer or width > LARGEST_GRAM or transposed:
+        weight = graph.model.get_parameter(name)
+        modules = [m for m in graph.model.modules() if getattr(m, "weight", None) is weight]
+        linear = all(isinstance(module, nn.Linear) for module in modules)
+        blocks = _blocks(members, weight.shape[dimension]) if linear else None
+        width = weight.shape[dimension] if blocks is None else len(blocks)
+        if not modules or width > LARGEST_GRAM or not all(_is_layer(m) for m in modules):
             skipped.append(name)
         else:
-            consumers.append(_Consumer(name, module, dimension, kept, blocks))
+            consumers.append(_Consumer(name, modules, dimension, kept, blocks))
     return consumers, skipped
+
+
+def _is_layer(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return module.groups == 1
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
 
 
 def _blocks(members: list[Place], size: int) -> Tensor | None:
@@ -269,15 +277,16 @@ def _absorb(
     path = consumer.weight.rpartition(".")[0]
     layer: Any = small.get_submodule(path)
     running_mean = graph.normalized_by.get(consumer.weight)
-    centred = layer.bias is not None or running_mean is not None
+    alone = len(consumer.modules) == 1  # else there is no one place for the mean
+    centred = alone and (layer.bias is not None or running_mean is not None)
     weight, shift = consumer.absorbed(graph.model.get_parameter(consumer.weight), centred)
     for dimension, kept in positions[consumer.weight].items():
         if dimension != consumer.dimension:
             weight = weight.index_select(dimension, kept.to(weight.device))
     layer.weight.copy_(weight)
-    target = f"{path}.bias" if layer.bias is not None else running_mean
-    if target is None:
+    if not centred:
         return
+    target = f"{path}.bias" if layer.bias is not None else str(running_mean)
     outputs = positions.get(target, {}).get(0)
     if outputs is not None:
         shift = shift[outputs.to(shift.device)]
