@@ -30,8 +30,8 @@ def assert_agrees(points: Tensor, offsets: Tensor) -> None:
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3, 8, 16])
 def test_agrees_with_float64(dimensions: int) -> None:
-    # Below, at and beyond a block of 16, and on both sides of where sorting takes over.
-    offsets = offsets_of(0, 1, 2, 3, 4, 15, 16, 17, 0, 31, 32, 33, 100, 255, 256, 257, 258, 1000, 0)
+    # Below, at and beyond a block of 16, and on both sides of 128, where sorting takes over.
+    offsets = offsets_of(0, 1, 2, 3, 4, 15, 16, 17, 0, 31, 32, 33, 100, 127, 128, 129, 256, 1000, 0)
     assert_agrees(points_of(int(offsets[-1]), dimensions), offsets)
 
 

@@ -25,9 +25,7 @@ SHAPES = [
     (3, 2, 3, 3, 3),
     (1, 1),
 ]
-TOLERANCE = (
-    1e-6  # of what float64 gives: absolute for the distance, relative to the row's size else
-)
+TOLERANCE = 1e-6  # absolute for the distance, relative to the row's size or variance else
 SMALLEST = 1.5e-45  # float32's least step, for variances down there
 
 

@@ -12,7 +12,7 @@ namespace mdcp {
 namespace {
 
 constexpr int kBlock = 16;                // points whose ranks are counted side by side
-constexpr int kMostCounted = 256;         // larger segments are sorted: counting is quadratic
+constexpr int kMostCounted = 128;         // larger segments are sorted: counting is quadratic
 constexpr int64_t kPointsPerItem = 2048;  // enough work to be worth a turn of a thread
 constexpr int kDigitBits = 8;
 constexpr int kDigits = 1 << kDigitBits;
@@ -56,6 +56,16 @@ struct CountRanks {
                 }
             }
             for (int lane = 0; lane < kBlock; ++lane) rank[begin + lane] = before[lane];
+        }
+    }
+};
+
+// gaps[place], 1 <= place < n - 1: what the point there gets, of the values in sorted order.
+struct Gaps {
+    MDCP_INLINE static void run(const float* values, int32_t n, double* gaps) {
+        for (int32_t place = 1; place < n - 1; ++place) {
+            gaps[place] =
+                crowding_gap(values[place - 1], values[place + 1], values[0], values[n - 1]);
         }
     }
 };
@@ -107,14 +117,12 @@ void crowd_segment(const float* points, int32_t n, int32_t dimensions, float* ou
             scratch.values[place] =
                 points[static_cast<int64_t>(scratch.order[place]) * dimensions + dimension];
         }
-        const float lowest = scratch.values[0];
-        const float highest = scratch.values[n - 1];
-        if (lowest == highest) continue;
-        scratch.total[scratch.order[0]] = kInfinity;
-        scratch.total[scratch.order[n - 1]] = kInfinity;
-        for (int32_t place = 1; place < n - 1; ++place) {
-            scratch.total[scratch.order[place]] +=
-                crowding_gap(scratch.values[place - 1], scratch.values[place + 1], lowest, highest);
+        if (scratch.values[0] == scratch.values[n - 1]) continue;
+        dispatch<Gaps>(simd, static_cast<const float*>(scratch.values.data()), n,
+                       scratch.gaps.data());
+        scratch.gaps[0] = scratch.gaps[n - 1] = kInfinity;
+        for (int32_t place = 0; place < n; ++place) {
+            scratch.total[scratch.order[place]] += scratch.gaps[place];
         }
     }
     for (int32_t i = 0; i < n; ++i) out[i] = static_cast<float>(scratch.total[i]);
