@@ -28,7 +28,13 @@ def search(
     *,
     macs: float | None = None,
     params: float | None = None,
-    **options: Any,
+    descriptor: str = ...,
+    round_to: int = ...,
+    min_keep: int | float = ...,
+    channels_per_cluster: float = ...,
+    population: int = ...,
+    generations: int = ...,
+    seed: int = ...,
 ) -> PruningPlan: ...
 @overload
 def search(
@@ -36,7 +42,13 @@ def search(
     *,
     macs: Sequence[float] | float | None = None,
     params: Sequence[float] | float | None = None,
-    **options: Any,
+    descriptor: str = ...,
+    round_to: int = ...,
+    min_keep: int | float = ...,
+    channels_per_cluster: float = ...,
+    population: int = ...,
+    generations: int = ...,
+    seed: int = ...,
 ) -> list[PruningPlan]: ...
 def search(
     graph: ChannelGraph,
