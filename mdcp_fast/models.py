@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -116,7 +117,12 @@ def make_model(
         return _from_timm(rest, num_classes, in_channels)
     if package == "torchvision" or not rest:
         return _from_torchvision(rest if package == "torchvision" else name, name, sizes)
-    model = imported("make_model", name)(**sizes)
+    function = imported("make_model", name)
+    accepted = inspect.signature(function).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted):
+        names = {parameter.name for parameter in accepted}
+        sizes = {key: value for key, value in sizes.items() if key in names}
+    model = function(**sizes)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"make_model: name: expected {name!r} to return a torch.nn.Module, "
