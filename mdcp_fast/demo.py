@@ -36,8 +36,9 @@ from mdcp_fast.surgery import prune
 
 EPOCHS = 15
 BATCH = 64
-DENSE_RATE, FINETUNE_RATE = 0.1, 0.03
+LEARNING_RATE = 0.1
 WEIGHT_DECAY = 5e-4
+DISTILLATION, TEMPERATURE = 0.9, 2.0
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 128
 SMALL_IMAGE = 64 * 64  # pixels; latency of larger images is measured one by one
 SMALL_NETWORK = 10_000_000  # MACs; below, a second thread waits longer than it works
@@ -155,13 +156,14 @@ def run_demo(
             "validation": parts.validation,
             "epochs": epochs,
             "batch_size": BATCH,
+            "lr": LEARNING_RATE,
             "weight_decay": WEIGHT_DECAY,
             "seed": seed,
             "progress": progress,
         }
         if weights is None:
             with clock("train", f"Training it on {data}, {epochs} epochs"):
-                finetune(dense, parts.train, lr=DENSE_RATE, **training)
+                finetune(dense, parts.train, **training)
         with clock("search", f"Searching which channels stay within {macs:.0%} of the MACs"):
             plan = search(graph, macs=macs, seed=seed)
         with clock("prune", "Pruning, and compensating for what was pruned"):
@@ -170,7 +172,14 @@ def run_demo(
             compensated = prune(graph, plan, calibration=calibration, check=False)
         finetuned = copy.deepcopy(compensated)
         with clock("finetune", f"Fine-tuning, taught by the dense network, {epochs} epochs"):
-            finetune(finetuned, parts.train, teacher=dense, lr=FINETUNE_RATE, **training)
+            finetune(
+                finetuned,
+                parts.train,
+                teacher=dense,
+                distillation=DISTILLATION,
+                temperature=TEMPERATURE,
+                **training,
+            )
         networks = {
             "dense": dense,
             "pruned": dropped,

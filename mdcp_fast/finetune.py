@@ -188,7 +188,7 @@ def finetune(
         seed: Decides the order of the data and every other random number. On a GPU the result
             repeats bit for bit as far as the kernels do (see `torch.use_deterministic_algorithms`);
             with `persistent_workers`, random augmentation does not.
-        progress: Show a progress bar on stderr.
+        progress: Show a progress bar on stderr, where that is a terminal.
 
     Returns:
         The history. Without a progress bar nothing is printed.

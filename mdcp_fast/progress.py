@@ -34,11 +34,13 @@ class Bar(Silent):
 
 @contextmanager
 def progress_bar(shown: bool, epochs: int, batches: int) -> Iterator[Silent]:
-    if not shown:
-        yield Silent()
-        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:  # in a log file, a bar would be noise
+        yield Silent()
+        return
 
     columns = (
         TextColumn("{task.description}"),
@@ -46,5 +48,5 @@ def progress_bar(shown: bool, epochs: int, batches: int) -> Iterator[Silent]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+    with Progress(*columns, console=console, transient=True) as display:
         yield Bar(display, epochs, batches)

@@ -29,7 +29,7 @@ LONE = "#8C8C8C"
 CLUSTER_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
 MARKERS = "osD^v"  # with the colours, 30 clusters before a pair comes again
 # How the stages of the demo are called where people read them.
-TITLES = {"pruned": "pruned, merely dropped", "finetuned": "fine-tuned"}
+TITLES = {"pruned": "pruned only", "finetuned": "fine-tuned"}
 TALLEST = 30.0  # inches; beyond that no viewer shows a figure whole
 
 

@@ -39,8 +39,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "made" / "on the way"
     ended = run("demo", "--epochs", 4, "--out", out)
     assert ended.exit_code == 0, ended.output
-    for word in ("dense", "merely dropped", "compensated", "fine-tuned", "accuracy", "MACs"):
-        assert word in ended.output.replace("\n", " ")
+    for word in ("dense", "pruned only", "compensated", "fine-tuned", "accuracy", "MACs"):
+        assert word in ended.output
     return out
 
 
@@ -142,7 +142,7 @@ def test_an_unwritable_folder_is_found_before_the_work(tmp_path: Path) -> None:
 
 def test_words_that_are_no_numbers() -> None:
     ended = run("demo", "--macs", "half")
-    assert ended.exit_code == 2 and "'half' is not a valid float" in ended.output
+    assert ended.exit_code == 2 and "Invalid value for '--macs'" in ended.output
 
 
 def test_latency_is_a_median_of_positive_times_and_leaves_modes_alone() -> None:

@@ -366,8 +366,14 @@ def test_evaluate_counts_samples_not_batches_and_restores_modes() -> None:
     assert value == pytest.approx((twin(inputs).argmax(1) == targets).float().mean().item())
 
 
-def test_the_progress_bar_can_be_shown(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_progress_bar_is_for_terminals_and_can_be_switched_off(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(network(), progress=True)
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
     run(network(), progress=False)
     assert capfd.readouterr() == ("", "")
     run(network(), progress=True)
-    assert capfd.readouterr().out == ""
+    out, error = capfd.readouterr()
+    assert out == "" and "epoch 3/3" in error
