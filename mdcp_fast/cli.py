@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mdcp_fast import __version__
 
 app = typer.Typer(
     name="mdcp-fast",
@@ -22,11 +23,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            version = metadata.version("mdcp-fast")
-        except metadata.PackageNotFoundError:  # a source tree that was built but not installed
-            version = "unknown"
-        typer.echo(f"mdcp-fast {version}")
+        typer.echo(f"mdcp-fast {__version__}")
         raise typer.Exit
 
 
