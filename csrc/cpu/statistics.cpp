@@ -65,9 +65,9 @@ MDCP_INLINE void add_step(const Weight* weights, double first, double* sum, doub
 // Adds the upper half of 2 * half lanes to the lower, down to lane 0. A template, because the
 // compiler unrolls what it knows the length of.
 template <int half>
-MDCP_INLINE void fold_lanes(double* lanes) {
+MDCP_INLINE void add_halves(double* lanes) {
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-    if constexpr (half > 1) fold_lanes<half / 2>(lanes);
+    if constexpr (half > 1) add_halves<half / 2>(lanes);
 }
 
 // What is kept of up to kTile rows until the closing formula.
@@ -90,8 +90,8 @@ struct SumLongRow {
             for (int i = 0; i < kLanes; ++i) tail[i] = row[at + i < n ? at + i : 0];
             add_step(tail, first, sums, square_sums);
         }
-        fold_lanes<kLanes / 2>(sums);
-        fold_lanes<kLanes / 2>(square_sums);
+        add_halves<kLanes / 2>(sums);
+        add_halves<kLanes / 2>(square_sums);
         tile->first[index] = first;
         tile->sum[index] = sums[0];
         tile->squares[index] = square_sums[0];

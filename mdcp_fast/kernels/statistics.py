@@ -28,16 +28,16 @@ TRITON_DTYPES = {
 
 @triton.jit
 def channel_statistics_kernel(
-    table,  # int64 [5, tensors]: address, first program, rows, weights in a row, first output row
-    tensors,
-    out,  # float32 [rows of all tensors, 3]
+    table: tl.tensor,  # int64 [5, tensors]: address, first program, rows, row length, first out row
+    tensors: tl.tensor,  # how many
+    out: tl.tensor,  # float32 [rows of all tensors, 3]
     WEIGHT: tl.constexpr,  # element type of the weights
     TABLE: tl.constexpr,  # power of two, at least `tensors`
     LANES: tl.constexpr,
     LONG_ROWS: tl.constexpr,
     SHORT_ROWS: tl.constexpr,
     UNROLL: tl.constexpr,
-):
+) -> None:
     """One program describes LONG_ROWS or SHORT_ROWS rows of one tensor."""
     program = tl.program_id(0)
     entry = tl.arange(0, TABLE)  # [TABLE]
@@ -57,15 +57,15 @@ def channel_statistics_kernel(
 
 @triton.jit
 def _describe_rows(
-    weights,  # [rows, n]
-    block,  # which ROWS of them
-    rows,
-    n,
-    out,  # [rows, 3]
+    weights: tl.tensor,  # [rows, n]
+    block: tl.tensor,  # which ROWS of them
+    rows: tl.tensor,
+    n: tl.tensor,
+    out: tl.tensor,  # [rows, 3]
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
     UNROLL: tl.constexpr,
-):
+) -> None:
     row = block * ROWS + tl.arange(0, ROWS)  # [ROWS]
     lane = tl.arange(0, LANES)  # [LANES]
     there = row < rows  # [ROWS]
@@ -95,7 +95,7 @@ def _describe_rows(
 
 
 @triton.jit
-def _fold_lanes(lanes, ROWS: tl.constexpr, LANES: tl.constexpr):
+def _fold_lanes(lanes: tl.tensor, ROWS: tl.constexpr, LANES: tl.constexpr) -> tl.tensor:
     """[ROWS]: the sum of [ROWS, LANES], the upper half of the lanes added to the lower each time.
 
     A sum of two has no order, so this one is fixed whatever the layout.
