@@ -46,10 +46,13 @@ def scrambled(model: nn.Module) -> nn.Module:
         is_weight = isinstance(tensor, nn.Parameter) or tensor.dim() == 1
         if not (is_weight and tensor.is_floating_point()):
             return _double(tensor, copied=True)
-        start, end = at, at + tensor.numel()
-        at = end % NOISE
-        values = noise.repeat(-(-end // NOISE)) if end > NOISE else noise
-        values = values[start:end].clone().view(tensor.shape).to(tensor.device)
+        flat = torch.empty(tensor.numel(), dtype=torch.float64)
+        done = 0
+        while done < len(flat):
+            count = min(NOISE - at, len(flat) - done)
+            flat[done : done + count] = noise[at : at + count]
+            done, at = done + count, (at + count) % NOISE
+        values = flat.view(tensor.shape).to(tensor.device)
         if tensor.dim() >= 2:
             return values.mul_((2 / max(tensor[0].numel(), 1)) ** 0.5)
         return values.clamp_(-2, 2).mul_(0.2).add_(1)  # scales stay positive, shifts are not zero
@@ -70,7 +73,8 @@ def zero(model: nn.Module, kept: Positions) -> nn.Module:
             for dimension, positions in dimensions.items():
                 gone = torch.ones(tensor.shape[dimension], dtype=torch.bool)
                 gone[positions] = False
-                tensor.index_fill_(dimension, gone.nonzero().flatten().to(tensor.device), 0)
+                gone = gone.view(-1, *[1] * (tensor.dim() - 1 - dimension)).to(tensor.device)
+                tensor.masked_fill_(gone, 0)
     return model
 
 
