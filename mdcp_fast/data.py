@@ -68,6 +68,9 @@ def load_data(name: str) -> Data:
             tenth of train is for validation; without any of them the classes lie in FOLDER itself
             and are split 80:10:10. "module:function": is imported and called, and returns a `Data`.
 
+    Returns:
+        The training, validation and test sets, and what a network needs to know of them.
+
     Raises:
         TypeError: `name` is not a string, or a user's function does not return a `Data`.
         ValueError: There is no such data set, its files are missing or damaged.
