@@ -4,45 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from mdcp_fast.files import whole_file
 from mdcp_fast.plan import PruningPlan
 from mdcp_fast.removal import remove, tensor_of
 
 PLAN_KEY = "mdcp_fast.plan"
 FROZEN_KEY = "mdcp_fast.frozen"
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside `path` that takes its place when the block ends without error.
-
-    So a file appears whole or not at all, also when the program is killed or the disk is full.
-    """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save(path: str | os.PathLike[str], model: nn.Module, plan: PruningPlan) -> None:

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from mdcp_fast import report
-from mdcp_fast.artifacts import save, whole_file
+from mdcp_fast.artifacts import save
 from mdcp_fast.data import Data, load_data
 from mdcp_fast.evaluation import evaluate
+from mdcp_fast.files import whole_file
 from mdcp_fast.finetune import finetune
 from mdcp_fast.graph import count_macs, trace
 from mdcp_fast.latency import measure_latency
@@ -40,8 +41,8 @@ LEARNING_RATE = 0.1
 WEIGHT_DECAY = 5e-4
 DISTILLATION, TEMPERATURE = 0.9, 2.0
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 128
-SMALL_IMAGE = 64 * 64  # pixels; latency of larger images is measured one by one
-SMALL_NETWORK = 10_000_000  # MACs; below, a second thread waits longer than it works
+# Below so many MACs a second thread waits longer than it works, and one image's latency is noise.
+SMALL_NETWORK = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def run_demo(
             "finetuned": finetuned,
         }
         with clock("measure", "Measuring accuracy on the test data, and latency on the CPU"):
-            batch = _latency_batch(parts)
+            batch = _latency_batch(parts, BATCH if graph.macs < SMALL_NETWORK else 1)
             stages = _measured(networks, parts, batch)
     console.print(_table(stages, len(batch)))
 
@@ -271,11 +272,9 @@ def _calibration(parts: Data, seed: int) -> list[Tensor]:
         return [images for images, _ in loader]
 
 
-def _latency_batch(parts: Data) -> Tensor:
-    channels, height, width = parts.input_shape
-    count = BATCH if height * width <= SMALL_IMAGE else 1
+def _latency_batch(parts: Data, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(count, channels, height, width, generator=generator)
+    batch = torch.randn(count, *parts.input_shape, generator=generator)
     return batch.contiguous(memory_format=torch.channels_last)
 
 

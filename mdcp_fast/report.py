@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mdcp_fast.artifacts import whole_file
+from mdcp_fast.files import whole_file
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.ops.statistics import channel_statistics
 from mdcp_fast.plan import AxisPlan, PruningPlan

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mdcp_fast.artifacts import whole_file
+from mdcp_fast.files import whole_file
 
 FORMAT = 1
 

@@ -18,7 +18,8 @@ from pruning import random_plan
 from torch import nn
 
 import mdcp_fast
-from mdcp_fast.artifacts import load, save, whole_file
+from mdcp_fast.artifacts import load, save
+from mdcp_fast.files import whole_file
 from mdcp_fast.graph import trace
 from mdcp_fast.plan import PruningPlan
 from mdcp_fast.surgery import prune
@@ -211,7 +212,7 @@ def test_a_kill_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     code = f"""
         import os, signal, sys
         sys.path.insert(0, {str(ROOT)!r})
-        from mdcp_fast.artifacts import whole_file
+        from mdcp_fast.files import whole_file
         with whole_file({str(path)!r}) as temporary:
             temporary.write_text("half of the n")
             os.kill(os.getpid(), signal.SIGKILL)
