@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "cpu/dimensions.h"
 #include "cpu/lanes.h"
@@ -13,40 +14,95 @@
 namespace mdcp {
 namespace {
 
-// Everything stands in the order of the points, which the draws refer to.
-struct Draws {
-    int64_t padded;            // points, rounded up to a multiple of 16; the rest have no weight
-    const float* coordinates;  // [dimensions, padded]
-    const float* distance;     // [padded] to the nearest seed so far
+constexpr int kRun = kBlock * kBlock;  // points whose weights are summed twice over, for the draws
+
+// Squared distances to the nearest seed so far, in the spatial order of the points.
+struct Field {
+    int64_t slots, blocks, boxes;
+    const float* coordinates;  // [dimensions, slots]
+    const float *low, *high;   // [dimensions, boxes]
+    float* distance;           // [slots], 0 for the copies that fill the last block
+    float* reach;              // [boxes] the largest distance in the block
     double scale;              // of fixed_weight
 };
 
-// One candidate: the distances if it were a seed, and their weights.
+// A new seed concerns only the blocks that it may come nearer to than the seeds before.
 template <int kDimensions>
-struct Consider {
-    static MDCP_INLINE void run(const Draws* draws, int64_t candidate, float* distance,
-                                double* block_weight) {
-        const Draws view = *draws;
-        for (int64_t start = 0; start < view.padded; start += kBlock) {
-            float nearest[kBlock];
-            double weight[kBlock];
-            MDCP_LANES
-            for (int lane = 0; lane < kBlock; ++lane) {
-                const float own =
-                    squared_distance<kDimensions>(view.coordinates + start + lane, view.padded,
-                                                  view.coordinates + candidate, view.padded);
-                const float before = view.distance[start + lane];
-                nearest[lane] = own < before ? own : before;
+struct Near {
+    // Which of sixteen blocks those are, a bit for each.
+    static MDCP_INLINE int32_t blocks(const Field& field, int64_t seed, int64_t start) {
+        int32_t within[kBlock];
+        MDCP_LANES
+        for (int lane = 0; lane < kBlock; ++lane) {
+            const float bound = squared_distance_to_box<kDimensions>(
+                field.coordinates + seed, field.slots, field.low + start + lane,
+                field.high + start + lane, field.boxes);
+            within[lane] = bound < field.reach[start + lane] ? 1 << lane : 0;
+        }
+        int32_t hits = 0;
+        MDCP_LANES
+        for (int lane = 0; lane < kBlock; ++lane) hits |= within[lane];
+        return hits;
+    }
+
+    static MDCP_INLINE void distances(const Field& field, int64_t seed, int64_t start,
+                                      float* nearest) {
+        MDCP_LANES
+        for (int lane = 0; lane < kBlock; ++lane) {
+            const float own =
+                squared_distance<kDimensions>(field.coordinates + start + lane, field.slots,
+                                              field.coordinates + seed, field.slots);
+            const float before = field.distance[start + lane];
+            nearest[lane] = own < before ? own : before;
+        }
+    }
+};
+
+// How much weight a candidate would take away.
+template <int kDimensions>
+struct Gain {
+    static MDCP_INLINE void run(const Field* field_pointer, int64_t candidate, double* gain) {
+        const Field field = *field_pointer;
+        double lanes[kBlock] = {};  // sums of whole numbers: exact in any order
+        for (int64_t first = 0; first < field.blocks; first += kBlock) {
+            int32_t hits = Near<kDimensions>::blocks(field, candidate, first);
+            for (; hits != 0; hits &= hits - 1) {
+                const int64_t start = (first + __builtin_ctz(hits)) * kBlock;
+                float nearest[kBlock];
+                Near<kDimensions>::distances(field, candidate, start, nearest);
+                MDCP_LANES
+                for (int lane = 0; lane < kBlock; ++lane) {
+                    lanes[lane] += fixed_weight(field.distance[start + lane], field.scale) -
+                                   fixed_weight(nearest[lane], field.scale);
+                }
             }
-            MDCP_LANES
-            for (int lane = 0; lane < kBlock; ++lane) distance[start + lane] = nearest[lane];
-            MDCP_LANES
-            for (int lane = 0; lane < kBlock; ++lane) {
-                weight[lane] = fixed_weight(nearest[lane], view.scale);
+        }
+        double sum = 0;
+        for (int lane = 0; lane < kBlock; ++lane) sum += lanes[lane];
+        *gain = sum;
+    }
+};
+
+// Takes a seed in, and lists the blocks it concerned.
+template <int kDimensions>
+struct Accept {
+    static MDCP_INLINE void run(const Field* field_pointer, int64_t seed, int32_t* concerned,
+                                int64_t* count) {
+        const Field field = *field_pointer;
+        for (int64_t first = 0; first < field.blocks; first += kBlock) {
+            int32_t hits = Near<kDimensions>::blocks(field, seed, first);
+            for (; hits != 0; hits &= hits - 1) {
+                const int64_t block = first + __builtin_ctz(hits);
+                float nearest[kBlock];
+                Near<kDimensions>::distances(field, seed, block * kBlock, nearest);
+                float reach = 0;
+                for (int lane = 0; lane < kBlock; ++lane) {
+                    field.distance[block * kBlock + lane] = nearest[lane];
+                    reach = reach > nearest[lane] ? reach : nearest[lane];
+                }
+                field.reach[block] = reach;
+                concerned[(*count)++] = static_cast<int32_t>(block);
             }
-            double sum = 0;  // of whole numbers: exact in any order
-            for (int lane = 0; lane < kBlock; ++lane) sum += weight[lane];
-            block_weight[start / kBlock] = sum;
         }
     }
 };
@@ -57,114 +113,121 @@ class Seeder {
         : cloud_(cloud),
           seed_(seed),
           simd_(simd),
-          padded_(cloud.slots),
-          coordinates_(cloud.dimensions * padded_, 0),
-          distance_(padded_, 0),
-          tried_(padded_),
-          best_(padded_),
-          weight_(padded_ / kBlock),
-          tried_weight_(padded_ / kBlock),
-          best_weight_(padded_ / kBlock),
+          distance_(cloud.slots, 0),
+          reach_(cloud.boxes, 0),
+          concerned_(cloud.blocks),
+          weight_((cloud.count + kRun - 1) / kRun * kRun, 0),
+          block_weight_(weight_.size() / kBlock, 0),
+          run_weight_(weight_.size() / kRun, 0),
           chosen_(cloud.count, false) {
-        for (int64_t point = 0; point < cloud.count; ++point) {
-            for (int d = 0; d < cloud.dimensions; ++d) {
-                coordinates_[d * padded_ + point] =
-                    cloud.coordinates[d * cloud.slots + cloud.slot_of[point]];
-            }
-        }
+        std::fill_n(distance_.begin(), cloud.count, std::numeric_limits<float>::max());
+        std::fill_n(reach_.begin(), cloud.blocks, std::numeric_limits<float>::max());
     }
 
     std::vector<int32_t> run(int64_t k) {
-        const int64_t count = cloud_.count;
-        const int trials = 2 + static_cast<int>(std::log(static_cast<double>(count)));
-        add_first(static_cast<int32_t>(below(philox(0, 0, 0, 0, seed_), count)));
+        const int trials = 2 + static_cast<int>(std::log(static_cast<double>(cloud_.count)));
+        take(static_cast<int32_t>(below(philox(0, 0, 0, 0, seed_), cloud_.count)));
         while (static_cast<int64_t>(seeds_.size()) < k) {
-            const float farthest = *std::max_element(distance_.begin(), distance_.begin() + count);
+            const float farthest = *std::max_element(reach_.begin(), reach_.end());
             if (farthest == 0) {
-                add_duplicate();
+                take_duplicate();
                 continue;
             }
-            weigh(weight_scale(farthest, count));
+            update_weights(weight_scale(farthest, cloud_.count));
+            const uint64_t total =
+                static_cast<uint64_t>(std::accumulate(run_weight_.begin(), run_weight_.end(), 0.0));
             const uint32_t step = static_cast<uint32_t>(seeds_.size());
             int32_t best = -1;
-            double least = std::numeric_limits<double>::infinity();
+            double most = -1;
             for (int trial = 0; trial < trials; ++trial) {
                 const Philox random = philox(step, static_cast<uint32_t>(trial), 0, 0, seed_);
-                const int32_t candidate = draw(below(random, static_cast<uint64_t>(total_)));
-                consider(candidate, tried_.data(), tried_weight_.data());
-                double left = 0;
-                for (double weight : tried_weight_) left += weight;
-                if (left < least) {
-                    least = left;
+                const int32_t candidate = draw(below(random, total));
+                const Field now = field();
+                double gain = 0;
+                dispatch_dimensions<Gain>(cloud_.dimensions, simd_, &now,
+                                          int64_t{cloud_.slot_of[candidate]}, &gain);
+                if (gain > most) {
+                    most = gain;
                     best = candidate;
-                    best_.swap(tried_);
                 }
             }
-            seeds_.push_back(best);
-            chosen_[best] = true;
-            distance_.swap(best_);
+            take(best);
         }
         return seeds_;
     }
 
   private:
-    void add_first(int32_t point) {
-        std::fill_n(distance_.begin(), cloud_.count, std::numeric_limits<float>::max());
-        scale_ = 0;
-        consider(point, best_.data(), best_weight_.data());
-        distance_.swap(best_);
+    Field field() {
+        return {cloud_.slots,
+                cloud_.blocks,
+                cloud_.boxes,
+                cloud_.coordinates.data(),
+                cloud_.low.data(),
+                cloud_.high.data(),
+                distance_.data(),
+                reach_.data(),
+                scale_};
+    }
+
+    void take(int32_t point) {
         seeds_.push_back(point);
         chosen_[point] = true;
+        concerned_count_ = 0;
+        const Field now = field();
+        dispatch_dimensions<Accept>(cloud_.dimensions, simd_, &now, int64_t{cloud_.slot_of[point]},
+                                    concerned_.data(), &concerned_count_);
     }
 
     // All points coincide with seeds: the smallest index that is none yet.
-    void add_duplicate() {
+    void take_duplicate() {
         while (chosen_[next_duplicate_]) ++next_duplicate_;
-        chosen_[next_duplicate_] = true;
-        seeds_.push_back(next_duplicate_);
+        take(next_duplicate_);
     }
 
-    void weigh(double scale) {
+    void update_weights(double scale) {
+        if (scale == scale_) {
+            for (int64_t i = 0; i < concerned_count_; ++i) weigh_block(concerned_[i]);
+            return;
+        }
         scale_ = scale;
-        total_ = 0;
-        for (int64_t start = 0; start < padded_; start += kBlock) {
-            double sum = 0;
-            for (int64_t i = start; i < start + kBlock; ++i)
-                sum += fixed_weight(distance_[i], scale);
-            weight_[start / kBlock] = sum;
-            total_ += sum;
+        for (int64_t block = 0; block < cloud_.blocks; ++block) weigh_block(block);
+    }
+
+    void weigh_block(int64_t block) {
+        const int64_t end = std::min((block + 1) * kBlock, cloud_.count);
+        for (int64_t slot = block * kBlock; slot < end; ++slot) {
+            const int32_t point = cloud_.point_of[slot];
+            const double weight = fixed_weight(distance_[slot], scale_);
+            const double change = weight - weight_[point];
+            weight_[point] = weight;
+            block_weight_[point / kBlock] += change;
+            run_weight_[point / kRun] += change;
         }
     }
 
-    void consider(int32_t candidate, float* distance, double* block_weight) {
-        const Draws draws{padded_, coordinates_.data(), distance_.data(), scale_};
-        dispatch_dimensions<Consider>(cloud_.dimensions, simd_, &draws, int64_t{candidate},
-                                      distance, block_weight);
-    }
-
-    // The first point at which the sum of the weights from the start exceeds `ticket`.
+    // The first point, by index, at which the sum of the weights from the start exceeds `ticket`.
     int32_t draw(uint64_t ticket) const {
         double left = static_cast<double>(ticket);
-        int64_t block = 0;
-        while (left >= weight_[block]) left -= weight_[block++];
-        int64_t point = block * kBlock;
-        for (;; ++point) {
-            const double weight = fixed_weight(distance_[point], scale_);
-            if (left < weight) return static_cast<int32_t>(point);
-            left -= weight;
-        }
+        int64_t at = 0;
+        while (left >= run_weight_[at]) left -= run_weight_[at++];
+        at *= kBlock;
+        while (left >= block_weight_[at]) left -= block_weight_[at++];
+        at *= kBlock;
+        while (left >= weight_[at]) left -= weight_[at++];
+        return static_cast<int32_t>(at);
     }
 
     const Cloud& cloud_;
     uint64_t seed_;
     int simd_;
-    int64_t padded_;
-    std::vector<float> coordinates_;   // [dimensions, padded_]
-    std::vector<float> distance_;      // [padded_] to the nearest seed; 0 beyond the last point
-    std::vector<float> tried_, best_;  // the same with one candidate more
-    std::vector<double> weight_, tried_weight_, best_weight_;  // [padded_ / 16] sums of weights
+    std::vector<float> distance_;     // [slots]
+    std::vector<float> reach_;        // [boxes]
+    std::vector<int32_t> concerned_;  // [blocks] those that the last seed concerned
+    int64_t concerned_count_ = 0;
     double scale_ = 0;
-    double total_ = 0;
+    std::vector<double> weight_;        // [points], padded; whole numbers
+    std::vector<double> block_weight_;  // their sums by 16
+    std::vector<double> run_weight_;    // and by 256
     std::vector<int32_t> seeds_;
     std::vector<bool> chosen_;  // [points]
     int32_t next_duplicate_ = 0;
