@@ -25,9 +25,8 @@ from mdcp_fast.evaluation import Metric, as_loader, batch_on, correct, device_of
 from mdcp_fast.graph import evaluating
 from mdcp_fast.objective import CrossEntropy, Loss, Objective
 from mdcp_fast.progress import Silent, progress_bar
+from mdcp_fast.recipe import Recipe
 from mdcp_fast.resume import RandomState, TrainingState, generators_of, read_state, write_state
-
-PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -65,60 +64,6 @@ class History:
     def best_accuracy(self) -> float | None:
         """Validation accuracy of the weights that the model ended with."""
         return self.epochs[self.best_epoch - 1].accuracy if self.best_epoch else self.start_accuracy
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """What decides a run's result besides model and data; a checkpoint belongs to one recipe."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    warmup: float
-    weight_decay: float
-    label_smoothing: float
-    distillation: float
-    temperature: float
-    accumulate: int
-    mixed_precision: str
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("batch_size", 1), ("accumulate", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(
-                    f"finetune: {name}: expected an integer, got {type(value).__name__}"
-                )
-            if value < least:
-                raise ValueError(
-                    f"finetune: {name}: expected an integer of at least {least}, got {value}"
-                )
-        ranges = {
-            "lr": (0.0, math.inf),
-            "warmup": (0.0, 1.0),
-            "weight_decay": (0.0, math.inf),
-            "label_smoothing": (0.0, 1.0),
-            "distillation": (0.0, 1.0),
-            "temperature": (0.0, math.inf),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise TypeError(f"finetune: {name}: expected a number, got {type(value).__name__}")
-            positive = name in ("lr", "temperature")
-            if (
-                not (low < value if positive else low <= value)
-                or not value <= high
-                or value == math.inf
-            ):
-                wanted = "above 0" if positive else f"from {low:g} to {high:g}"
-                raise ValueError(f"finetune: {name}: expected a number {wanted}, got {value}")
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(
-                f"finetune: mixed_precision: expected one of {', '.join(PRECISIONS)}, "
-                f"got {self.mixed_precision!r}"
-            )
 
 
 def finetune(
@@ -200,7 +145,7 @@ def finetune(
         RuntimeError: The loss became infinite or NaN; the model is left with the best weights so
             far.
     """
-    recipe = _Recipe(
+    recipe = Recipe(
         epochs,
         batch_size,
         lr,
@@ -285,7 +230,7 @@ class _Run:
         objective: Objective,
         metric: Metric,
         make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None,
-        recipe: _Recipe,
+        recipe: Recipe,
     ) -> None:
         self.accelerator, self.model, self.recipe = accelerator, model, recipe
         self.objective, self.metric = objective, metric
@@ -474,7 +419,7 @@ class _WarmupCosine:
 
 
 @contextmanager
-def _own_accelerator(device: torch.device, recipe: _Recipe) -> Iterator[Any]:
+def _own_accelerator(device: torch.device, recipe: Recipe) -> Iterator[Any]:
     """An Accelerator of our own.
 
     Accelerate keeps its settings in class attributes: the caller's are put back.
