@@ -58,6 +58,18 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[nn.Module]:
             module.training = mode
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Puts the values of all buffers back afterwards: some networks count their calls."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
 @torch.no_grad()
 def count_macs(model: nn.Module, example_inputs: Tensor | Inputs) -> int:
     """Multiply-accumulates of one run of `model`: convolutions, linear layers and matrix products.
@@ -72,7 +84,7 @@ def count_macs(model: nn.Module, example_inputs: Tensor | Inputs) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     inputs = as_inputs("count_macs", example_inputs)
-    with FlopCounterMode(display=False) as counter, evaluating(model):
+    with FlopCounterMode(display=False) as counter, evaluating(model), buffers_kept(model):
         call(model, inputs)
     return int(counter.get_total_flops()) // 2
 
@@ -86,7 +98,7 @@ def export(
         ValueError: It cannot be captured; the message says what torch.export said.
     """
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    with evaluating(model, training), torch.no_grad():
+    with evaluating(model, training), buffers_kept(model), torch.no_grad():
         try:
             return torch.export.export(model, args, kwargs)
         except Exception as error:
@@ -110,13 +122,9 @@ def export_training(model: nn.Module, inputs: Inputs) -> torch.export.ExportedPr
     def twice(x: Tensor) -> Tensor:
         return torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x
 
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     log = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, log.disabled = log.disabled, True  # a failure here is reported in the graph
     try:
         return export(model, mapped(inputs, twice), training=True)
     finally:
         log.disabled = disabled
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.capture import Inputs, call, evaluating
+from mdcp_fast.capture import Inputs, buffers_kept, call, evaluating
 from mdcp_fast.graph import ChannelGraph, Place
 from mdcp_fast.removal import Positions
 
@@ -215,7 +215,7 @@ def compensate(
         for module in consumer.modules
     ]
     try:
-        with evaluating(graph.model):
+        with evaluating(graph.model), buffers_kept(graph.model):
             for batch in batches:
                 call(graph.model, batch)
     finally:

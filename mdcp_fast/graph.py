@@ -27,6 +27,7 @@ from mdcp_fast.verification import (
     in_float64,
     runs,
     scrambled,
+    tensors_in,
 )
 
 __all__ = [
@@ -251,6 +252,10 @@ def trace(
             be checked.
     """
     inputs = as_inputs("trace", example_inputs)
+    if any(not tensor.numel() for tensor in tensors_in(inputs)):
+        raise ValueError(
+            "trace: example_inputs: expected at least one example, got an empty tensor"
+        )
     _check_model(model)
     ignored = _ignored_parameters(model, ignore)
     same = _shared_names(model)

@@ -46,6 +46,7 @@ def remove(model: nn.Module, kept: Positions) -> nn.Module:
     return small
 
 
+@torch.inference_mode(False)  # else the new parameters could not be trained
 def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """A deep copy of `model` in which `change` makes every parameter and buffer.
 

@@ -13,6 +13,7 @@ from pruning import random_plan
 from torch import Tensor, nn
 
 from mdcp_fast.graph import ChannelGraph, count_macs, trace
+from mdcp_fast.surgery import prune
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,7 @@ def test_a_network_with_nothing_to_prune_says_why() -> None:
         (Nothing(), image(), ValueError, "trace: model: expected parameters to prune, got a"),
         (Nothing(nn.LazyConv2d(4, 1)), image(), ValueError, "layers.0.weight without"),
         (Residual(), 3, TypeError, "trace: example_inputs: expected a tensor, .* got int"),
+        (Residual(), image(batch=0), ValueError, "example_inputs: expected at least one example"),
         (Residual(), image(5), ValueError, "torch.export can capture .* got RuntimeError"),
         (DataDependent(), torch.ones(1, 4), ValueError, "torch.export can capture .* got "),
         (Random(), image(), ValueError, "expected a network that gives the same output twice"),
@@ -183,6 +185,22 @@ def test_costs_of_many_candidates_at_once() -> None:
     costs = graph.cost.evaluate(widths.view(5, 1, -1))
     assert costs.squeeze(1).tolist() == [[plan.macs, plan.params] for plan in plans]
     assert graph.cost.evaluate(graph.widths).tolist() == [graph.macs, graph.params]
+
+
+def test_networks_that_count_their_calls_are_left_alone() -> None:
+    class Counts(Random):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.head(self.a(x))
+
+    model = Counts()
+    graph = trace(model, image())
+    prune(graph, random_plan(graph), calibration=[image()])
+    assert model.calls == 0 and len(graph.axes) == 1
 
 
 def test_count_macs() -> None:

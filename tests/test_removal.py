@@ -70,6 +70,18 @@ def test_memory_format_survives() -> None:
     assert kept_tensor(torch.randn(4, 6, 1, 1), {0: torch.tensor([1])}).is_contiguous()
 
 
+def test_device_survives() -> None:
+    small = remove(Residual().to("meta"), STEM)
+    assert {t.device.type for t in small.state_dict().values()} == {"meta"}
+
+
+def test_removal_in_inference_mode_gives_parameters_to_train() -> None:
+    model = Residual()
+    with torch.inference_mode():
+        small = remove(model, STEM)
+    small(image()).sum().backward()
+
+
 def test_hooks_survive() -> None:
     seen: list[torch.Size] = []
 

@@ -35,7 +35,9 @@ SPATIAL = {
     "grid_sampler": 2,
     "grid_sampler_2d": 2,
 }
-RESHAPE = "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as _reshape_copy"
+RESHAPE = (
+    "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as _reshape_copy"
+)
 REORDER = "permute transpose t numpy_T movedim moveaxis swapaxes swapdims mT mH adjoint"
 SELECT = "slice select split split_with_sizes unbind narrow tensor_split unsafe_chunk unsafe_split"
 REDUCE = (
