@@ -11,27 +11,29 @@
 namespace mdcp {
 namespace {
 
-constexpr int kBlock = 16;                // points whose ranks are counted side by side
+constexpr int kBlock = 16;                // what numbers of points are rounded up to: a register
 constexpr int kMostCounted = 128;         // larger segments are sorted: counting is quadratic
 constexpr int64_t kPointsPerItem = 2048;  // enough work to be worth a turn of a thread
 constexpr int kDigitBits = 8;
 constexpr int kDigits = 1 << kDigitBits;
 
-// What one worker needs for a segment of up to `size` points, reused from segment to segment.
+// What one worker needs for a segment, reused from segment to segment. Each vector holds a number
+// for every point, rounded up to blocks.
 struct Scratch {
-    std::vector<int32_t> keys, sorted_keys, rank, order, other_order;
-    std::vector<float> values;
-    std::vector<double> gaps, total;
+    std::vector<int32_t> keys;          // of the points, along one dimension
+    std::vector<int32_t> rank;          // of the points: their places in the order (key, index)
+    std::vector<int32_t> order, other;  // of the places: the points there
+    std::vector<float> column;          // of the points: their coordinates along one dimension
+    std::vector<float> sorted;          // of the places
+    std::vector<double> gaps;           // of the places
+    std::vector<double> total;          // of the points
 
     void reserve(int64_t size) {
         const size_t padded = static_cast<size_t>((size + kBlock - 1) / kBlock * kBlock);
         if (keys.size() >= padded) return;
-        for (auto* numbers : {&keys, &sorted_keys, &rank, &order, &other_order}) {
-            numbers->resize(padded);
-        }
-        values.resize(padded);
-        gaps.resize(padded);
-        total.resize(padded);
+        for (auto* numbers : {&keys, &rank, &order, &other}) numbers->resize(padded);
+        for (auto* numbers : {&column, &sorted}) numbers->resize(padded);
+        for (auto* numbers : {&gaps, &total}) numbers->resize(padded);
     }
 };
 
@@ -41,89 +43,115 @@ MDCP_INLINE int32_t bits_of(float value) {
     return bits;
 }
 
-// The place of every point in the order (key, index): how many come before it.
-// keys: [n, rounded up to blocks; what is beyond n is of no account]; rank: likewise.
+// column[i], keys[i] of the n points, whose coordinates lie `stride` apart.
+struct ReadColumn {
+    MDCP_INLINE static void run(const float* points, int64_t stride, int32_t n, float* column,
+                                int32_t* keys) {
+        for (int32_t i = 0; i < n; ++i) column[i] = points[i * stride];
+        for (int32_t i = 0; i < n; ++i) keys[i] = order_key(bits_of(column[i]));
+    }
+};
+
+typedef int32_t Int32x4 __attribute__((vector_size(16)));
+typedef int32_t Int32x8 __attribute__((vector_size(32)));
+typedef int32_t Int32x16 __attribute__((vector_size(64)));
+
+// rank[i]: how many points come before point i. keys, rank: [n, rounded up to blocks].
+// Vector is as wide as the level's registers: GCC splits a wider one into single numbers.
+template <class Vector>
 struct CountRanks {
+    static constexpr int kCount = sizeof(Vector) / sizeof(int32_t);
+
     MDCP_INLINE static void run(const int32_t* keys, int32_t n, int32_t* rank) {
-        for (int32_t begin = 0; begin < n; begin += kBlock) {
-            int32_t before[kBlock] = {};
+        Vector index;
+        for (int i = 0; i < kCount; ++i) index[i] = i;
+        for (int32_t begin = 0; begin < n; begin += kCount) {
+            Vector mine;
+            __builtin_memcpy(&mine, keys + begin, sizeof mine);
+            Vector before = {};
             for (int32_t other = 0; other < n; ++other) {
-                const int32_t key = keys[other];
-                // key + 1 turns "less" into "less or equal": of two alike the earlier comes first.
-                for (int lane = 0; lane < kBlock; ++lane) {
-                    const int32_t bound = keys[begin + lane] + (other < begin + lane ? 1 : 0);
-                    before[lane] += key < bound ? 1 : 0;
-                }
+                // True is -1. A bound one higher turns "less" into "less or equal": of two alike
+                // the one of the smaller index comes first.
+                const Vector bound = mine - (other < index);
+                before -= keys[other] < bound;
             }
-            for (int lane = 0; lane < kBlock; ++lane) rank[begin + lane] = before[lane];
+            __builtin_memcpy(rank + begin, &before, sizeof before);
+            index += kCount;
         }
     }
 };
 
-// gaps[place], 1 <= place < n - 1: what the point there gets, of the values in sorted order.
-struct Gaps {
-    MDCP_INLINE static void run(const float* values, int32_t n, double* gaps) {
+void count_ranks(const int32_t* keys, int32_t n, int32_t* rank, int simd) {
+    switch (simd) {
+        case kAvx512:
+            return dispatch<CountRanks<Int32x16>>(simd, keys, n, rank);
+        case kAvx2:
+            return dispatch<CountRanks<Int32x8>>(simd, keys, n, rank);
+        default:
+            return dispatch<CountRanks<Int32x4>>(simd, keys, n, rank);
+    }
+}
+
+// Adds to total[i] what point i gets along a dimension; sorted, gaps: scratch.
+struct AddGaps {
+    MDCP_INLINE static void run(const float* column, const int32_t* rank, int32_t n, float* sorted,
+                                double* gaps, double* total) {
+        for (int32_t i = 0; i < n; ++i) sorted[rank[i]] = column[i];
+        const float lowest = sorted[0];
+        const float highest = sorted[n - 1];
+        if (lowest == highest) return;
         for (int32_t place = 1; place < n - 1; ++place) {
-            gaps[place] =
-                crowding_gap(values[place - 1], values[place + 1], values[0], values[n - 1]);
+            gaps[place] = crowding_gap(sorted[place - 1], sorted[place + 1], lowest, highest);
         }
+        gaps[0] = gaps[n - 1] = std::numeric_limits<double>::infinity();
+        for (int32_t i = 0; i < n; ++i) total[i] += gaps[rank[i]];
     }
 };
 
-// order[r]: the point at place r of the order (key, index). A radix sort, which keeps the order of
-// equal digits, from the lowest digit up.
-void sort_order(int32_t n, Scratch& scratch) {
+// rank[i] by a radix sort, which keeps the order of equal digits, from the lowest digit up.
+void sort_ranks(int32_t n, Scratch& scratch) {
     for (int32_t i = 0; i < n; ++i) scratch.order[i] = i;
+    const uint32_t flip = 0x80000000u;  // the order of signed numbers as that of unsigned ones
     for (int shift = 0; shift < 32; shift += kDigitBits) {
         int32_t starts[kDigits + 1] = {};
-        const uint32_t flip = 0x80000000u;  // signed order as unsigned
         for (int32_t i = 0; i < n; ++i) {
             const uint32_t key = static_cast<uint32_t>(scratch.keys[i]) ^ flip;
             ++starts[((key >> shift) & (kDigits - 1)) + 1];
         }
-        if (std::find(starts, starts + kDigits + 1, n) != starts + kDigits + 1) continue;
         for (int digit = 0; digit < kDigits; ++digit) starts[digit + 1] += starts[digit];
         for (int32_t place = 0; place < n; ++place) {
             const int32_t point = scratch.order[place];
             const uint32_t key = static_cast<uint32_t>(scratch.keys[point]) ^ flip;
-            scratch.other_order[starts[(key >> shift) & (kDigits - 1)]++] = point;
+            scratch.other[starts[(key >> shift) & (kDigits - 1)]++] = point;
         }
-        std::swap(scratch.order, scratch.other_order);
+        std::swap(scratch.order, scratch.other);
     }
+    for (int32_t place = 0; place < n; ++place) scratch.rank[scratch.order[place]] = place;
 }
 
 // points: [n, dimensions]; out: [n].
 void crowd_segment(const float* points, int32_t n, int32_t dimensions, float* out, int simd,
                    Scratch& scratch) {
-    constexpr double kInfinity = std::numeric_limits<double>::infinity();
     if (n <= 2) {
         std::fill(out, out + n, std::numeric_limits<float>::infinity());
         return;
     }
     scratch.reserve(n);
     std::fill(scratch.total.begin(), scratch.total.begin() + n, 0.0);
+    float* column = scratch.column.data();
+    int32_t* keys = scratch.keys.data();
+    int32_t* rank = scratch.rank.data();
     for (int32_t dimension = 0; dimension < dimensions; ++dimension) {
-        for (int32_t i = 0; i < n; ++i) {
-            scratch.keys[i] =
-                order_key(bits_of(points[static_cast<int64_t>(i) * dimensions + dimension]));
-        }
+        dispatch<ReadColumn>(simd, points + dimension, static_cast<int64_t>(dimensions), n, column,
+                             keys);
         if (n <= kMostCounted) {
-            dispatch<CountRanks>(simd, scratch.keys.data(), n, scratch.rank.data());
-            for (int32_t i = 0; i < n; ++i) scratch.order[scratch.rank[i]] = i;
+            count_ranks(keys, n, rank, simd);
         } else {
-            sort_order(n, scratch);
+            sort_ranks(n, scratch);
         }
-        for (int32_t place = 0; place < n; ++place) {
-            scratch.values[place] =
-                points[static_cast<int64_t>(scratch.order[place]) * dimensions + dimension];
-        }
-        if (scratch.values[0] == scratch.values[n - 1]) continue;
-        dispatch<Gaps>(simd, static_cast<const float*>(scratch.values.data()), n,
-                       scratch.gaps.data());
-        scratch.gaps[0] = scratch.gaps[n - 1] = kInfinity;
-        for (int32_t place = 0; place < n; ++place) {
-            scratch.total[scratch.order[place]] += scratch.gaps[place];
-        }
+        dispatch<AddGaps>(simd, static_cast<const float*>(column),
+                          static_cast<const int32_t*>(rank), n, scratch.sorted.data(),
+                          scratch.gaps.data(), scratch.total.data());
     }
     for (int32_t i = 0; i < n; ++i) out[i] = static_cast<float>(scratch.total[i]);
 }
