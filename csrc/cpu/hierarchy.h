@@ -15,8 +15,9 @@ struct Merge {
     double cost;            // what the merge adds to the sum of squares; never falls along the rows
 };
 
-// The count - 1 merges, cheapest first.
+// The count - 1 merges, cheapest first. `order` begins with the points' spatial_order.
 std::vector<Merge> ward_hierarchy(const float* points,  // [count, dimensions]
-                                  int64_t count, int32_t dimensions, Execution execution);
+                                  int64_t count, int32_t dimensions,
+                                  const std::vector<int32_t>& order, Execution execution);
 
 }  // namespace mdcp

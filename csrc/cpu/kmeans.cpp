@@ -161,7 +161,8 @@ class Batch {
         if (in_.init == KMeansProblem::kWard) {
             problem.cuts = std::make_unique<Cuts>(
                 *problem.cloud,
-                ward_hierarchy(points, count(p), in_.dimensions, {threads, execution_.simd}));
+                ward_hierarchy(points, count(p), in_.dimensions, problem.cloud->point_of,
+                               {threads, execution_.simd}));
         } else if (in_.init == KMeansProblem::kPlusPlus) {
             problem.seeds = kmeans_plus_plus(*problem.cloud, in_.k[problem.jobs.back()], in_.seed,
                                              execution_.simd);

@@ -166,10 +166,11 @@ struct Found {
 
 class Rounds {
   public:
-    Rounds(const float* points, int64_t count, int32_t dimensions, Execution execution)
+    Rounds(const float* points, int64_t count, int32_t dimensions,
+           const std::vector<int32_t>& order, Execution execution)
         : points_(points), count_(count), given_(dimensions), execution_(execution) {
         dimensions_ = kernel_dimensions(dimensions);
-        place_points();
+        place_points(order);
     }
 
     std::vector<Found> run() {
@@ -193,8 +194,7 @@ class Rounds {
     }
 
   private:
-    void place_points() {
-        const std::vector<int32_t> order = spatial_order(points_, count_, given_);
+    void place_points(const std::vector<int32_t>& order) {
         resize(front_, count_);
         front_.alive = count_;
         for (int64_t slot = 0; slot < count_; ++slot) {
@@ -436,29 +436,29 @@ class Rounds {
 }  // namespace
 
 std::vector<Merge> ward_hierarchy(const float* points, int64_t count, int32_t dimensions,
-                                  Execution execution) {
+                                  const std::vector<int32_t>& order, Execution execution) {
     if (count < 2) return {};
-    const std::vector<Found> found = Rounds(points, count, dimensions, execution).run();
+    const std::vector<Found> found = Rounds(points, count, dimensions, order, execution).run();
 
     // Children before parents: they cost no more, and come from an earlier round or, among equal
     // points, absorbed a smaller index.
-    std::vector<int32_t> order(found.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::sort(order.begin(), order.end(), [&](int32_t left, int32_t right) {
+    std::vector<int32_t> rows(found.size());
+    std::iota(rows.begin(), rows.end(), 0);
+    std::sort(rows.begin(), rows.end(), [&](int32_t left, int32_t right) {
         const Found &a = found[left], &b = found[right];
         if (a.cost != b.cost) return a.cost < b.cost;
         return a.round != b.round ? a.round < b.round : a.absorbed < b.absorbed;
     });
     std::vector<int32_t> row_of(found.size());
-    for (size_t row = 0; row < order.size(); ++row) row_of[order[row]] = static_cast<int32_t>(row);
+    for (size_t row = 0; row < rows.size(); ++row) row_of[rows[row]] = static_cast<int32_t>(row);
 
     const int32_t points_count = static_cast<int32_t>(count);
     const auto cluster = [&](int32_t node) {
         return node < points_count ? node : points_count + row_of[node - points_count];
     };
     std::vector<Merge> merges(found.size());
-    for (size_t row = 0; row < order.size(); ++row) {
-        const Found& one = found[order[row]];
+    for (size_t row = 0; row < rows.size(); ++row) {
+        const Found& one = found[rows[row]];
         const int32_t a = cluster(one.a), b = cluster(one.b);
         merges[row] = {std::min(a, b), std::max(a, b), one.size, one.cost};
     }
@@ -477,9 +477,10 @@ void ward(const float* points, const int64_t* offsets, int64_t problems, int32_t
     const int inner = std::max<int>(1, execution.threads / std::max<int64_t>(problems, 1));
     parallel_for(problems, execution.threads, [&](int, int64_t item) {
         const int64_t problem = order[item];
+        const float* own = points + offsets[problem] * dimensions;
         const std::vector<Merge> merges =
-            ward_hierarchy(points + offsets[problem] * dimensions, size(problem), dimensions,
-                           {inner, execution.simd});
+            ward_hierarchy(own, size(problem), dimensions,
+                           spatial_order(own, size(problem), dimensions), {inner, execution.simd});
         double* out = linkage + 4 * row[problem];
         for (const Merge& merge : merges) {
             *out++ = merge.first;
