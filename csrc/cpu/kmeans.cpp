@@ -3,8 +3,10 @@
 // centre changes is computed anew.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <memory>
-#include <numeric>
+#include <utility>
+#include <vector>
 
 #include "cpu/hierarchy.h"
 #include "cpu/lloyd.h"
@@ -199,23 +201,23 @@ class Batch {
 
     void serve(const Share& share) {
         const Problem& problem = problems_[share.problem];
-        const int64_t capacity = in_.k[problem.jobs[share.end - 1]];
-        std::unique_ptr<Clusters> seeds;
-        if (in_.init != KMeansProblem::kGiven) {
-            seeds = std::make_unique<Clusters>(*problem.cloud, capacity, execution_.simd);
+        if (in_.init == KMeansProblem::kGiven) {
+            for (int64_t i = share.begin; i < share.end; ++i) {
+                const int64_t job = problem.jobs[i];
+                Clusters clusters(*problem.cloud, in_.k[job], execution_.simd);
+                give_centers(problem, job, clusters);
+                finish(problem, job, clusters);
+            }
+            return;
         }
+        const int64_t capacity = in_.k[problem.jobs[share.end - 1]];
+        Clusters seeds(*problem.cloud, capacity, execution_.simd);
         Clusters clusters(*problem.cloud, capacity, execution_.simd);
         for (int64_t i = share.begin; i < share.end; ++i) {
             const int64_t job = problem.jobs[i];
-            if (seeds) {
-                advance(problem, in_.k[job], *seeds);
-                clusters.start_from(*seeds);
-                finish(problem, job, clusters);
-            } else {
-                Clusters own(*problem.cloud, in_.k[job], execution_.simd);
-                give_centers(problem, job, own);
-                finish(problem, job, own);
-            }
+            advance(problem, in_.k[job], seeds);
+            clusters.start_from(seeds);
+            finish(problem, job, clusters);
         }
     }
 
