@@ -39,7 +39,6 @@ EPOCHS = 15
 BATCH = 64
 LEARNING_RATE = 0.1
 WEIGHT_DECAY = 5e-4
-DISTILLATION, TEMPERATURE = 0.9, 2.0
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 128
 # Below so many MACs a second thread waits longer than it works, and one image's latency is noise.
 SMALL_NETWORK = 10_000_000
@@ -177,8 +176,6 @@ def run_demo(
                 finetuned,
                 parts.train,
                 teacher=dense,
-                distillation=DISTILLATION,
-                temperature=TEMPERATURE,
                 **training,
             )
         networks = {
