@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from mdcp_fast.ops import reference
 from mdcp_fast.ops._arguments import simd_levels
 from mdcp_fast.ops.statistics import channel_statistics
 
-ROUNDS = 15
+ROUNDS = 40  # the best counts: what else the machine does only ever takes bandwidth away
 BAR = 0.60  # of the copy bandwidth
 
 
@@ -68,7 +67,7 @@ def bandwidth_shares(run: Callable[[], object], size: int) -> dict[str, float]:
         times["op"].append(cpu_seconds(run))
         times["copy"].append(cpu_seconds(lambda: target.copy_(source)))
         times["sum"].append(cpu_seconds(source.sum))
-    op, copy, read = (median(times[name]) for name in ("op", "copy", "sum"))
+    op, copy, read = (min(times[name]) for name in ("op", "copy", "sum"))
     return {
         "op_GB_per_s": size / op / 1e9,
         "copy_GB_per_s": 2 * size / copy / 1e9,

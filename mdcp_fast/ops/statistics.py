@@ -109,28 +109,22 @@ def _row_shapes(weights: Sequence[Tensor], unit: str) -> list[tuple[int, int]]:
     outer = UNITS.index(unit) + 1  # dimensions that number the rows
     shapes = []
     for index, tensor in enumerate(weights):
-        name = f"{_OP}: weights[{index}]"
+        shape = tensor.shape
+        rows, row_length = prod(shape[:outer]), prod(shape[outer:])
+        wrong: str | None = None
         if tensor.dtype not in DTYPES:
             names = " or ".join(str(dtype) for dtype in DTYPES)
-            raise TypeError(f"{name}: expected dtype {names}, got {tensor.dtype}")
+            raise TypeError(f"{_OP}: weights[{index}]: expected dtype {names}, got {tensor.dtype}")
         if tensor.layout is not torch.strided:
-            raise ValueError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
-        if tensor.device != weights[0].device:
-            raise ValueError(
-                f"{name}: expected a tensor on {weights[0].device}, as weights[0] is, "
-                f"got one on {tensor.device}"
-            )
-        if tensor.dim() < outer:
-            raise ValueError(
-                f"{name}: expected at least {outer} dimensions for unit {unit!r}, "
-                f"got shape {list(tensor.shape)}"
-            )
-        rows, row_length = prod(tensor.shape[:outer]), prod(tensor.shape[outer:])
-        if rows > 0 and row_length == 0:
-            raise ValueError(
-                f"{name}: expected at least one weight in every {unit}, "
-                f"got shape {list(tensor.shape)}"
-            )
+            wrong = f"a strided tensor, got layout {tensor.layout}"
+        elif tensor.device != weights[0].device:
+            wrong = f"a tensor on {weights[0].device}, as weights[0] is, got one on {tensor.device}"
+        elif len(shape) < outer:
+            wrong = f"at least {outer} dimensions for unit {unit!r}, got shape {list(shape)}"
+        elif row_length == 0 and rows > 0:
+            wrong = f"at least one weight in every {unit}, got shape {list(shape)}"
+        if wrong:
+            raise ValueError(f"{_OP}: weights[{index}]: expected {wrong}")
         shapes.append((rows, row_length))
     return shapes
 
