@@ -1,0 +1,36 @@
+"""The README's example runs as it stands, but for a download and the size of network and data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+README = Path(__file__).parent.parent / "README.md"
+SMALLER = {
+    'weights="DEFAULT"': "weights=None",
+    "resnet50": "resnet18",
+    "224, 224": "64, 64",
+    "epochs=30": "epochs=1, progress=False",
+}
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 20
+    for full, small in SMALLER.items():
+        assert full in code
+        code = code.replace(full, small)
+    monkeypatch.chdir(tmp_path)
+    images = torch.randn(16, 3, 64, 64)
+    data = TensorDataset(images, torch.arange(16))
+    names = {"images": images.split(8), "train": data, "validation": data}
+    exec(compile(code, str(README), "exec"), names)
+    assert names["plan"].macs <= 0.5 * names["graph"].macs
+    assert (tmp_path / "small.safetensors").stat().st_size > 0
+    dense = sum(parameter.numel() for parameter in names["model"].parameters())
+    assert sum(parameter.numel() for parameter in names["small"].parameters()) < dense
