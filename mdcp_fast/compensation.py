@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mdcp_fast.capture import Inputs, buffers_kept, call, evaluating
 from mdcp_fast.graph import ChannelGraph, Place
-from mdcp_fast.removal import Positions
+from mdcp_fast.removal import Positions, kept_tensor, tensor_of
 
 RIDGE = 1e-3  # of the mean diagonal of the Gram matrix of the kept channels
 LARGEST_GRAM = 8192  # input channels; beyond that a float64 Gram matrix takes over half a gigabyte
@@ -102,7 +102,8 @@ class _Consumer:
     dimension: int  # of the weight: where input channels sit
     kept: Tensor  # positions along that dimension
     blocks: Tensor | None  # [channels, multiplicity] positions of a flattened input
-    gram: Tensor | None = None  # float64 [groups, channels, channels]
+    pivot: Tensor | None = None  # [groups, 1, channels], near the mean: sums stay small
+    gram: Tensor | None = None  # float64 [groups, channels, channels], of inputs less the pivot
     total: Tensor | None = None  # float64 [groups, channels]
     samples: int = 0
 
@@ -121,48 +122,62 @@ class _Consumer:
     def _add(self, rows: Tensor, groups: int) -> None:
         if self.blocks is not None:
             rows = rows[:, self.blocks.T.to(rows.device)].flatten(0, 1)  # multiplicity as samples
-        grouped = rows.to(torch.float64 if rows.dtype == torch.float64 else torch.float32)
+        grouped = rows.to(torch.promote_types(rows.dtype, torch.float32))
         grouped = grouped.unflatten(1, (groups, -1)).transpose(0, 1)  # [groups, samples, channels]
+        if self.pivot is None:
+            self.pivot = grouped.mean(1, keepdim=True)
+        grouped = grouped - self.pivot
         gram, total = (grouped.transpose(1, 2) @ grouped).double(), grouped.double().sum(1)
-        if self.gram is None or self.total is None:
-            self.gram, self.total = gram, total
-        else:
-            self.gram += gram
-            self.total += total
+        self.gram = gram if self.gram is None else self.gram + gram
+        self.total = total if self.total is None else self.total + total
         self.samples += grouped.shape[1]
+
+    def moments(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """The Gram matrix per sample, about the mean or about zero, and the mean."""
+        assert self.pivot is not None and self.gram is not None and self.total is not None
+        gram, offset = self.gram / self.samples, self.total / self.samples
+        mean = self.pivot.squeeze(1).double() + offset
+        gram = gram - offset.unsqueeze(2) * offset.unsqueeze(1)
+        return gram if centred else gram + mean.unsqueeze(2) * mean.unsqueeze(1), mean
 
     def absorbed(self, weight: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
         """The compensated weight, and what the layer's output then lacks on average.
 
         Args:
-            weight: The dense weight.
+            weight: The dense weight of the outputs that stay.
             centred: Whether that mean can be added behind the layer.
 
         Returns:
-            float64, `weight` with only the kept input positions; float64 [output channels].
+            `weight` with only the kept input positions; float64 [outputs].
         """
-        assert self.gram is not None and self.total is not None
-        groups, channels, _ = self.gram.shape
-        gram, mean = self.gram / self.samples, self.total / self.samples
-        if centred:
-            gram = gram - mean.unsqueeze(2) * mean.unsqueeze(1)
+        gram, mean = self.moments(centred)
+        groups, channels, _ = gram.shape
         lost, kept = self._split(channels, gram.device)
         predict = _ridge(gram, kept, lost)  # [groups, lost, kept]
 
-        w = weight.detach().double().movedim(self.dimension, -1)  # [outputs, ..., inputs]
-        if self.blocks is not None:  # [outputs, multiplicity, channels]
-            w = w[..., self.blocks.to(w.device)].transpose(-1, -2)
-        shape = w.shape
-        w = w.reshape(groups, shape[0] // groups, -1, channels)
-        adapted = w[..., kept] + torch.einsum("gonl,glk->gonk", w[..., lost], predict)
-        residual = mean[:, lost] - torch.einsum("glk,gk->gl", predict, mean[:, kept])
-        shift = torch.einsum("gonl,gl->go", w[..., lost], residual).flatten()
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        from_lost = self._columns(weight, lost, groups).to(dtype)
+        adapted = self._columns(weight, kept, groups).to(dtype)
+        adapted = adapted + from_lost @ predict.to(dtype).unsqueeze(1)
+        residual = mean[:, lost] - (predict @ mean[:, kept].unsqueeze(2)).squeeze(2)
+        shift = torch.einsum("gol,gl->go", from_lost.sum(2).double(), residual).flatten()
         if isinstance(self.modules[0], nn.modules.conv._ConvTransposeNd):
             shift /= math.prod(self.modules[0].stride)  # an output sees one in so many taps
-        adapted = adapted.reshape(*shape[:-1], len(kept))
+
+        adapted = adapted.flatten(0, 1)  # [outputs, taps, kept channels]
         if self.blocks is not None:
-            adapted = self._flattened(adapted, kept)
-        return adapted.movedim(-1, self.dimension), shift
+            order = self.blocks[kept.cpu()].T.flatten().argsort()
+            return adapted.flatten(1).index_select(1, order.to(adapted.device)), shift
+        others = [size for d, size in enumerate(weight.shape) if d != self.dimension]
+        return adapted.reshape(*others, len(kept)).movedim(-1, self.dimension), shift
+
+    def _columns(self, weight: Tensor, channels: Tensor, groups: int) -> Tensor:
+        """The weights that read these channels: [groups, outputs of a group, taps, channels]."""
+        chosen = channels
+        if self.blocks is not None:
+            chosen = self.blocks[channels.cpu()].T.flatten().to(weight.device)
+        part = weight.detach().index_select(self.dimension, chosen).movedim(self.dimension, -1)
+        return part.reshape(groups, part.shape[0] // groups, -1, len(channels))
 
     def _split(self, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Which channels were lost and which were kept."""
@@ -173,23 +188,14 @@ class _Consumer:
         gone[kept] = False
         return gone.nonzero().flatten().to(device), kept.to(device)
 
-    def _flattened(self, adapted: Tensor, kept: Tensor) -> Tensor:
-        """[outputs, multiplicity, kept channels] back to [outputs, kept positions]."""
-        assert self.blocks is not None
-        flat = adapted.new_empty(adapted.shape[0], len(self.kept))
-        where = torch.searchsorted(self.kept, self.blocks[kept.cpu()].contiguous())
-        flat[:, where.T.flatten().to(flat.device)] = adapted.flatten(1)
-        return flat
-
 
 def _ridge(gram: Tensor, kept: Tensor, lost: Tensor) -> Tensor:
     """Coefficients that predict lost channels from kept ones: [groups, lost, kept]."""
     inner = gram[:, kept][:, :, kept]
     scale = inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
     identity = torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
-    inner = inner + RIDGE * scale[:, None, None] * identity
-    solved = torch.linalg.solve(inner, gram[:, kept][:, :, lost])
-    return solved.transpose(1, 2)
+    factor = torch.linalg.cholesky(inner + RIDGE * scale[:, None, None] * identity)
+    return torch.cholesky_solve(gram[:, kept][:, :, lost], factor).transpose(1, 2)
 
 
 @torch.no_grad()
@@ -279,22 +285,16 @@ def _absorb(
     running_mean = graph.normalized_by.get(consumer.weight)
     alone = len(consumer.modules) == 1  # else there is no one place for the mean
     centred = alone and (layer.bias is not None or running_mean is not None)
-    weight, shift = consumer.absorbed(graph.model.get_parameter(consumer.weight), centred)
-    for dimension, kept in positions[consumer.weight].items():
-        if dimension != consumer.dimension:
-            weight = weight.index_select(dimension, kept.to(weight.device))
+    outputs = {d: p for d, p in positions[consumer.weight].items() if d != consumer.dimension}
+    dense = kept_tensor(graph.model.get_parameter(consumer.weight), outputs)
+    weight, shift = consumer.absorbed(dense, centred)
     layer.weight.copy_(weight)
     if not centred:
         return
-    target = f"{path}.bias" if layer.bias is not None else str(running_mean)
-    outputs = positions.get(target, {}).get(0)
-    if outputs is not None:
-        shift = shift[outputs.to(shift.device)]
     if layer.bias is not None:
         layer.bias.add_(shift.to(layer.bias.dtype))
     else:  # the BatchNorm behind subtracts its running mean: lowering it adds the shift
-        module, _, leaf = target.rpartition(".")
-        statistic = getattr(small.get_submodule(module), leaf)
+        statistic = tensor_of(small, str(running_mean))
         statistic.sub_(shift.to(statistic.dtype))
 
 

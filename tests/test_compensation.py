@@ -97,22 +97,22 @@ def test_combinations_of_kept_channels_are_recovered(kind: str) -> None:
 def test_what_cannot_be_predicted_is_predicted_best() -> None:
     """The compensated layer is the ridge regression of the dense outputs on the kept inputs."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
-    x = image(batch=32)
-    graph = trace(model, image(batch=1))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval().double()
+    x = image(batch=32).double()
+    graph = trace(model, x[:1])
     kept = [0, 1, 4, 6]
     small = prune(graph, PruningPlan.build(graph, [kept]), calibration=[x])
-    hidden = model[1](model[0](x)).movedim(1, -1).flatten(0, -2).double()
+    hidden = model[1](model[0](x)).movedim(1, -1).flatten(0, -2)
     inputs = hidden[:, kept] - hidden[:, kept].mean(0)
-    target = model[2](model[1](model[0](x))).movedim(1, -1).flatten(0, -2).double()
+    target = model[2](model[1](model[0](x))).movedim(1, -1).flatten(0, -2)
     gram = inputs.T @ inputs / len(inputs)
-    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(4)
-    own = model[2].weight[:, kept, 0, 0].double()
+    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(4, dtype=torch.float64)
+    own = model[2].weight[:, kept, 0, 0]
     residual = target - target.mean(0) - inputs @ own.T
     expected = own + torch.linalg.solve(gram + ridge, inputs.T @ residual / len(inputs)).T
-    assert torch.allclose(small[2].weight[..., 0, 0].double(), expected, atol=1e-5)
+    assert torch.allclose(small[2].weight[..., 0, 0], expected, rtol=1e-9)
     mean = (small(x) - model(x)).mean((0, 2, 3))
-    assert mean.abs().max() < 1e-4  # the bias absorbs the mean
+    assert mean.abs().max() < 1e-9  # the bias absorbs the mean
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import mdcp_fast
 PACKAGE = Path(mdcp_fast.__file__).parent
 # Each stage may import those before it, and itself.
 STAGES = [
-    ["ops", "kernels"],
+    ["files", "ops", "kernels"],
     ["labels", "removal"],
     ["axes", "capture", "cost", "verification"],
     ["graph"],
@@ -23,7 +23,7 @@ STAGES = [
     ["search", "plan"],
     ["compensation", "surgery"],
     ["artifacts"],
-    ["evaluation", "objective", "progress", "resume", "finetune"],
+    ["evaluation", "objective", "progress", "resume", "recipe", "finetune"],
     ["models", "data"],
     ["latency", "report", "demo", "cli"],
 ]
