@@ -18,7 +18,7 @@ from mdcp_fast.capture import (
     export_training,
 )
 from mdcp_fast.cost import cost_model, macs_by_weight
-from mdcp_fast.labels import OUTPUT, Multiplication, Walk, walk_program
+from mdcp_fast.labels import ALONG, OUTPUT, Multiplication, Walk, walk_program
 from mdcp_fast.removal import tensor_of
 from mdcp_fast.verification import (
     TOLERANCE,
@@ -233,7 +233,7 @@ def trace(
         example_inputs: A tensor, a tuple of the arguments of `model` or a dict of named ones, on
             its device, of the shapes that will be used. MACs are counted for exactly these inputs,
             so a batch of 1 gives MACs per image.
-        ignore: Modules, or names of modules or parameters, whose output channels stay.
+        ignore: Modules, or names of modules, parameters or buffers, whose output channels stay.
         allow_inexact: Also prune channels that a LayerNorm, a GroupNorm or a softmax mixes. There
             removing a channel is not the same as zeroing it: the statistics of the others change.
         check: Prune half of every axis on a copy and compare it, in float64, with the same network
@@ -265,7 +265,8 @@ def trace(
     multiplications = list(walk.multiplications)  # training mode has other costs
     unreached = _walk_unreached(walk, model, inputs, same)
     for use in walk.uses.values():
-        if use.role == OUTPUT and use.parameter in ignored:
+        itself = ignored.get(use.parameter)
+        if itself is not None and (use.role == OUTPUT or (use.role == ALONG and itself)):
             walk.classes.fix(use.labels, "ignored, as asked")
 
     macs = count_macs(model, inputs)
@@ -346,12 +347,17 @@ def _probe(axes: Sequence[Axis]) -> list[list[int]]:
     ]
 
 
-def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> set[str]:
+def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> dict[str, bool]:
+    """What `ignore` names, and whether by itself or its module rather than by one further up.
+
+    A normalisation named itself keeps the channels that it normalises; within a larger module, only
+    what that module's layers write is meant.
+    """
     if isinstance(ignore, (str, nn.Module)):
         ignore = (ignore,)
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
     modules = {id(module): name for name, module in model.named_modules()}
-    found: set[str] = set()
+    found: dict[str, bool] = {}
     for item in ignore:
         if not isinstance(item, (str, nn.Module)):
             raise TypeError(f"trace: ignore: expected names or modules, got {type(item).__name__}")
@@ -366,5 +372,7 @@ def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> 
                 "trace: ignore: expected names of modules or parameters of the model, got "
                 f"{prefix!r}"
             )
-        found |= matches
+        for name in matches:
+            itself = name == prefix or name.rpartition(".")[0] == prefix
+            found[name] = found.get(name, False) or itself
     return found

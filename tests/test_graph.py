@@ -90,6 +90,19 @@ def test_ignored_layers_stay_whole() -> None:
         assert reasons["stem"] == "ignored, as asked"
 
 
+@pytest.mark.parametrize("ignore", ["bn", "bn.weight", "bn.running_mean"])
+def test_an_ignored_normalisation_keeps_its_channels(ignore: str) -> None:
+    graph = trace(Residual(), image(), ignore=ignore, check=False)
+    assert [axis.name for axis in graph.axes] == ["a"]
+
+
+def test_an_ignored_module_keeps_what_it_writes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)))
+    model.append(nn.Conv2d(4, 2, 1))
+    graph = trace(model, image(), ignore="1", check=False)
+    assert [axis.name for axis in graph.axes] == ["0"]  # what its first layer reads may go
+
+
 def test_ignoring_one_writer_keeps_the_whole_axis() -> None:
     graph = trace(Residual(), image(), ignore="b", check=False)
     assert [axis.name for axis in graph.axes] == ["a"]
