@@ -10,6 +10,7 @@ from mdcp_fast.models import make_model
 from mdcp_fast.ops.crowding import crowding_distance
 from mdcp_fast.ops.kmeans import kmeans
 from mdcp_fast.ops.population import evaluate_population
+from mdcp_fast.ops.population_norm import population_norm
 from mdcp_fast.ops.statistics import channel_statistics
 from mdcp_fast.ops.ward import ward
 from mdcp_fast.plan import PruningPlan
@@ -32,6 +33,7 @@ __all__ = [
     "load",
     "load_data",
     "make_model",
+    "population_norm",
     "prune",
     "save",
     "search",

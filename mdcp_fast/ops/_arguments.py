@@ -30,7 +30,7 @@ def simd_level(op: str, simd: str | None) -> int:
     return levels.index(simd)
 
 
-def check_tensor(
+def check_kind(
     op: str,
     name: str,
     value: Any,
@@ -38,8 +38,8 @@ def check_tensor(
     shape: tuple[int | None, ...],
     *,
     device: torch.device | None = None,
-) -> Tensor:
-    """The tensor made contiguous, after its type, dtype, shape and device were found right.
+) -> None:
+    """Finds a tensor's type, dtype, shape and device right, or raises; copies nothing.
 
     Args:
         op: name of the op, for the message.
@@ -69,7 +69,21 @@ def check_tensor(
         raise ValueError(f"{op}: {name}: expected shape [{sizes}], got {list(value.shape)}")
     if device is not None and value.device != device:
         raise ValueError(f"{op}: {name}: expected a tensor on {device}, got one on {value.device}")
-    return value.detach().contiguous()
+
+
+def check_tensor(
+    op: str,
+    name: str,
+    value: Any,
+    dtype: torch.dtype | tuple[torch.dtype, ...],
+    shape: tuple[int | None, ...],
+    *,
+    device: torch.device | None = None,
+) -> Tensor:
+    """The tensor made contiguous, after `check_kind` found it right."""
+    check_kind(op, name, value, dtype, shape, device=device)
+    contiguous: Tensor = value.detach().contiguous()
+    return contiguous
 
 
 def check_finite(op: str, name: str, value: Tensor) -> None:
