@@ -17,8 +17,7 @@ from pathlib import Path
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
-DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
-CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
 def find_nvcc() -> str | None:
@@ -41,18 +40,21 @@ def cuda_libraries(nvcc: str) -> list[str]:
     return re.findall(r'"?-L([^"\s]+)"?', line.group(1)) if line else []
 
 
-def architecture_flags() -> list[str]:
-    flags = []
-    for name in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)):
+def architecture_flags(nvcc: str) -> list[str]:
+    """A cubin for every architecture named; by default for those of ours that this nvcc knows."""
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    flags: list[str] = []
+    for name in re.split(r"[;, ]+", named or ARCHITECTURES):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
         if match is None:
-            sys.exit(
-                f'TORCH_CUDA_ARCH_LIST: expected numbers like "9.0" or "9.0+PTX", got {name!r}'
-            )
+            sys.exit(f'TORCH_CUDA_ARCH_LIST: expected numbers like "9.0+PTX", got {name!r}')
         number = "".join(match.group(1, 2, 3))
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if named or f"sm_{number}" in known:
+            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+            newest = number
         if match.group(4):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+            flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
     return flags
 
 
@@ -60,37 +62,29 @@ class BuildWithCuda(build_ext):
     def build_extension(self, extension: Pybind11Extension) -> None:
         nvcc = find_nvcc()
         if nvcc is not None:
+            folder = Path(self.build_temp, "cuda")
+            folder.mkdir(parents=True, exist_ok=True)
+            sources = sorted(glob("csrc/cuda/*.cu"))
+            command = [nvcc, "-optf", "csrc/cuda/nvcc.options", *architecture_flags(nvcc)]
+            command += ["--threads", str(os.cpu_count()), "-cudart=static"]
+            self.spawn([*command, "-c", *sources, "-odir", str(folder)])
             extension.define_macros.append(("MDCP_WITH_CUDA", "1"))
+            extension.extra_objects += [str(folder / f"{Path(one).stem}.o") for one in sources]
             extension.library_dirs += cuda_libraries(nvcc)
             extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
-            for source in CUDA_SOURCES:
-                target = Path(self.build_temp, source).with_suffix(".cu.o")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                flags = ["-O3", "-std=c++17", "-fmad=false", "-cudart=static", "-Icsrc"]
-                flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", *architecture_flags()]
-                self.spawn([nvcc, *flags, "-c", source, "-o", str(target)])
-                extension.extra_objects.append(str(target))
         super().build_extension(extension)
 
 
 # Contraction of a*b+c into one rounding would make answers depend on the instruction set.
+flags = "-O3 -g0 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -pthread"
 native = Pybind11Extension(
     "mdcp_fast._native",
     sources=sorted(["csrc/bindings.cpp", *glob("csrc/cpu/*.cpp")]),
-    depends=glob("csrc/**/*.h", recursive=True),
+    depends=["csrc/exports.map", *glob("csrc/**/*.h", recursive=True)],
     include_dirs=["csrc"],
     cxx_std=17,
-    extra_compile_args=[
-        "-O3",
-        "-g0",
-        "-ffp-contract=off",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-Wall",
-        "-Wextra",
-        "-pthread",
-    ],
-    extra_link_args=["-pthread"],
+    extra_compile_args=flags.split(),
+    extra_link_args=["-pthread", "-Wl,--version-script=csrc/exports.map"],
 )
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=0).install()
 setup(ext_modules=[native], cmdclass={"build_ext": BuildWithCuda})

@@ -1,0 +1,103 @@
+"""The switches of setup.py, with stand-ins for the compilers that note how they were called."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMPILER = """#!/bin/sh
+echo "$(basename $0) $*" >> "$MDCP_TEST_LOG"
+case "$*" in
+*--list-gpu-code*) printf 'sm_75\\nsm_80\\nsm_90\\n' ;;
+*--dryrun*) echo '#$ LIBRARIES= "-L/toolkit/lib/stubs" "-L/toolkit/lib"' >&2 ;;
+esac
+while [ $# -gt 1 ]; do
+    if [ "$1" = -o ]; then mkdir -p "$(dirname "$2")"; : > "$2"; fi
+    shift
+done
+"""
+
+
+def build(
+    folder: Path, *, nvcc: bool = True, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Runs setup.py; what it said, and a line for every call of a compiler."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in ["g++", "gcc", *(["nvcc"] if nvcc else [])]:
+        (programs / name).write_text(COMPILER)
+        (programs / name).chmod(0o755)
+    for name in ("sh", "basename", "dirname", "mkdir"):
+        (programs / name).symlink_to(shutil.which(name))
+    log = folder / "log"
+    log.touch()
+    command = [sys.executable, "setup.py", "build_ext"]
+    command += ["--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
+    kept = {name: os.environ[name] for name in ("HOME", "TMPDIR") if name in os.environ}
+    run = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**kept, "PATH": str(programs), "MDCP_TEST_LOG": str(log)}
+        | {"CC": "gcc", "CXX": "g++", "LDSHARED": "gcc -shared", "LDCXXSHARED": "g++ -shared"}
+        | environment,
+        capture_output=True,
+        text=True,
+    )
+    return run, log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "environment"), [(False, {}), (False, {"MDCP_CUDA": "0"}), (True, {"MDCP_CUDA": "0"})]
+)
+def test_without_cuda(tmp_path: Path, nvcc: bool, environment: dict[str, str]) -> None:
+    run, log = build(tmp_path, nvcc=nvcc, **environment)
+    assert run.returncode == 0, run.stderr
+    assert "csrc/bindings.cpp" in log
+    assert "nvcc" not in log and "MDCP_WITH_CUDA" not in log and "cudart" not in log
+
+
+@pytest.mark.parametrize("environment", [{}, {"MDCP_CUDA": "1"}, {"MDCP_CUDA": ""}])
+def test_with_cuda(tmp_path: Path, environment: dict[str, str]) -> None:
+    run, log = build(tmp_path, **environment)
+    assert run.returncode == 0, run.stderr
+    kernels = next(line for line in log.splitlines() if ".cu" in line)
+    assert kernels.startswith("nvcc ")
+    for source in ROOT.glob("csrc/cuda/*.cu"):
+        assert f"csrc/cuda/{source.name}" in kernels
+    # This nvcc knows three of our architectures; PTX of the newest serves what comes after.
+    assert re.findall(r",code=(\w+)", kernels) == ["sm_75", "sm_80", "sm_90", "compute_90"]
+    assert re.search(r"-c csrc/bindings.cpp", log) and "-DMDCP_WITH_CUDA=1" in log
+    link = next(line for line in log.splitlines() if "-shared" in line)
+    assert "-L/toolkit/lib " in link and "-lcudart_static" in link and "-lcuda " not in link
+    assert link.count("/cuda/") == len(list(ROOT.glob("csrc/cuda/*.cu")))
+
+
+def test_named_architectures(tmp_path: Path) -> None:
+    run, log = build(tmp_path, TORCH_CUDA_ARCH_LIST="9.0a 12.0+PTX")
+    assert run.returncode == 0, run.stderr
+    assert re.findall(r"arch=(\w+),code=(\w+)", log) == [
+        ("compute_90a", "sm_90a"),
+        ("compute_120", "sm_120"),
+        ("compute_120", "compute_120"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "environment", "message"),
+    [
+        (False, {"MDCP_CUDA": "1"}, "MDCP_CUDA=1 demands CUDA, but there is no nvcc on the PATH"),
+        (True, {"MDCP_CUDA": "yes"}, "MDCP_CUDA: expected 1, 0 or nothing, got 'yes'"),
+        (True, {"TORCH_CUDA_ARCH_LIST": "Hopper"}, "TORCH_CUDA_ARCH_LIST: expected numbers like"),
+    ],
+)
+def test_errors(tmp_path: Path, nvcc: bool, environment: dict[str, str], message: str) -> None:
+    run, log = build(tmp_path, nvcc=nvcc, **environment)
+    assert run.returncode != 0 and message in run.stderr
+    assert "bindings.cpp" not in log
