@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
 from emulation.build import COMPILER, EmulatedCore, emulated_core
 
 

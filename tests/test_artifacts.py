@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from blocks import BLOCKS, DenseConcatenation, Residual, SharedWeights, image
+from processes import run_python
 from pruning import random_plan
 from torch import nn
 
@@ -56,8 +54,6 @@ def test_what_is_loaded_is_what_was_saved(saved: tuple[Path, nn.Module]) -> None
 def test_in_a_fresh_process(saved: tuple[Path, nn.Module]) -> None:
     path, small = saved
     code = f"""
-        import sys
-        sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}
         import pickle
         def refuse(*_, **__): raise AssertionError("unpickled")
         pickle.load = pickle.loads = pickle.Unpickler = refuse
@@ -65,9 +61,7 @@ def test_in_a_fresh_process(saved: tuple[Path, nn.Module]) -> None:
         from mdcp_fast.artifacts import load
         print(load({str(path)!r}, Residual)(image()).double().sum().item())
     """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
-    )
+    run = run_python(code, folder=path.parent)
     assert float(run.stdout) == pytest.approx(small.eval()(image()).double().sum().item())
 
 
@@ -210,14 +204,13 @@ def test_a_kill_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "result"
     path.write_text("old")
     code = f"""
-        import os, signal, sys
-        sys.path.insert(0, {str(ROOT)!r})
+        import os, signal
         from mdcp_fast.files import whole_file
         with whole_file({str(path)!r}) as temporary:
             temporary.write_text("half of the n")
             os.kill(os.getpid(), signal.SIGKILL)
     """
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    run = run_python(code, folder=tmp_path, check=False)
     assert run.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
 

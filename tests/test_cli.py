@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import run_python
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -86,8 +85,7 @@ def test_demo_repeats_in_a_fresh_process_and_takes_weights(
         "from mdcp_fast.cli import app\n"
         f"app(['demo', '--epochs', '4', '--out', {str(tmp_path / 'again')!r}])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=tmp_path)
+    run_python(script, folder=tmp_path)
     for name in ("plan.json", "convergence.png"):
         assert (tmp_path / "again" / name).read_bytes() == (demo / name).read_bytes()
     # Tensor by tensor: safetensors writes its metadata in no particular order.

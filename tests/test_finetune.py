@@ -6,14 +6,13 @@ import copy
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from processes import run_python
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -141,8 +140,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_ends_the_same(
     uninterrupted = network()
     expected = run(uninterrupted, epochs=4, **options)
     script = f"""
-import os, signal, sys, torch
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {os.getcwd()!r}]
+import os, signal
 import torch.nn.functional as F
 from test_finetune import network, run
 calls = 0
@@ -155,7 +153,7 @@ def loss(outputs, targets):
 run(network(), epochs=4, loss=loss, accumulate=2, teacher=network(3),
     checkpoint={str(tmp_path)!r}, checkpoint_steps={checkpoint_steps})
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    ended = run_python(script, folder=tmp_path, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     state = torch.load(tmp_path / "finetune.pt", weights_only=True)["state"]
     assert state["epoch"] == 2 and state["batch"] == (4 if checkpoint_steps else 0)

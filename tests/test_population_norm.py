@@ -7,7 +7,6 @@ its own, once for all cases; results are compared here.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import run_python
 from torch import Tensor
 
-import mdcp_fast
 from mdcp_fast.ops import population_norm as op
 from mdcp_fast.ops import reference
 from mdcp_fast.ops.population_norm import population_norm
@@ -128,13 +127,8 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     folder = tmp_path_factory.mktemp("interpreter")
     given = {name: case.arguments() for name, case in CASES.items()}
     torch.save(given | {"strange": strange(), "gates": gates()}, folder / "given.pt")
-    package = str(Path(mdcp_fast.__file__).parents[1])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    subprocess.run(
-        [sys.executable, "-c", WORKER, str(folder / "given.pt"), str(folder / "results.pt")],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        check=True,
-    )
+    arguments = (folder / "given.pt", folder / "results.pt")
+    run_python(WORKER, *arguments, folder=folder, TRITON_INTERPRET="1")
     results: dict[str, Tensor] = torch.load(folder / "results.pt")
     return results
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_python
 from torch import Tensor
 
-import mdcp_fast
 from mdcp_fast.ops import reference
 from mdcp_fast.ops import statistics as op
 from mdcp_fast.ops.statistics import channel_statistics
@@ -82,13 +81,8 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     given["special"] = ([special], [(3, 40)])
     given["single"] = ([torch.tensor([3.0, -1e-30, 0.0, -0.0, 1e-45, -2e38])], [(6, 1)])
     torch.save(given, folder / "given.pt")
-    package = str(Path(mdcp_fast.__file__).parents[1])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    subprocess.run(
-        [sys.executable, "-c", WORKER, str(folder / "given.pt"), str(folder / "results.pt")],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        check=True,
-    )
+    arguments = (folder / "given.pt", folder / "results.pt")
+    run_python(WORKER, *arguments, folder=folder, TRITON_INTERPRET="1")
     results: dict[str, Tensor] = torch.load(folder / "results.pt")
     return results
 
