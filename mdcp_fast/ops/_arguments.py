@@ -131,3 +131,41 @@ def check_offsets(op: str, name: str, offsets: Any, total: int, of: str) -> Tens
             f"got {offsets[-1].item()}"
         )
     return offsets
+
+
+def runs_on_cuda(op: str, name: str, value: Tensor) -> bool:
+    """Whether the op's CUDA kernels are to run, True, or its CPU code.
+
+    Args:
+        op: name of the op, for the message.
+        name: name of the argument that decides, for the message.
+        value: the argument.
+
+    Raises:
+        ValueError: a tensor on a device that is neither.
+        RuntimeError: a CUDA tensor, where the native core was built without CUDA.
+    """
+    if value.device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"{op}: {name}: expected a tensor on cpu or cuda, got one on {value.device}"
+        )
+    if value.device.type == "cuda" and not native.with_cuda:
+        raise RuntimeError(
+            f"{op}: {name}: got a tensor on {value.device}, but mdcp_fast was built without CUDA. "
+            "To mend it: build it again where nvcc is on the PATH, by `MDCP_CUDA=1 pip install "
+            "--force-reinstall --no-deps .` in the source tree, or pass the tensors on the CPU."
+        )
+    return value.device.type == "cuda"
+
+
+def device_and_stream(value: Tensor) -> tuple[int, int]:
+    """What a kernel's launcher wants to know: the tensor's device and the current stream there.
+
+    Returns:
+        The device's index and the stream's address. Both are 0 for a CPU tensor: emulated kernels
+        run on those.
+    """
+    if value.device.type != "cuda":
+        return 0, 0
+    stream = torch.cuda.current_stream(value.device)
+    return stream.device_index, stream.cuda_stream
