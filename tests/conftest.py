@@ -10,37 +10,57 @@ import torch
 from emulation.build import COMPILER, EmulatedCore, emulated_core
 
 
-@pytest.fixture(scope="session")
-def emulated_build() -> EmulatedCore:
+def _build(mode: str) -> EmulatedCore:
     if shutil.which(COMPILER) is None:
         pytest.skip(f"no {COMPILER} to build the emulated kernels with")
-    return emulated_core()
+    return emulated_core(mode)
+
+
+@pytest.fixture(scope="session")
+def _fibers_core() -> EmulatedCore:
+    return _build("fibers")
+
+
+@pytest.fixture(scope="session")
+def _checked_core() -> EmulatedCore:
+    return _build("checked")
+
+
+def _prepared(core: EmulatedCore, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCore]:
+    data_ptr = torch.Tensor.data_ptr
+
+    def recorded(tensor: torch.Tensor) -> int:
+        address = data_ptr(tensor)
+        offset = tensor.storage_offset() * tensor.element_size()
+        core.buffers[address] = tensor.untyped_storage().nbytes() - offset
+        return address
+
+    monkeypatch.setattr(torch.Tensor, "data_ptr", recorded)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    core.set_schedule(1)
+    yield core
+    torch.use_deterministic_algorithms(before)
+    core.set_launch_hook(None)
+    core.buffers.clear()
 
 
 @pytest.fixture
-def emulated(
-    emulated_build: EmulatedCore, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[EmulatedCore]:
+def emulated(_fibers_core: EmulatedCore, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCore]:
     """The native core with emulated kernels, on a schedule drawn from seed 1.
 
     Its `buffers` are those whose address the test, or an op, has asked for since the last call:
     every pointer that reaches a kernel comes from `Tensor.data_ptr`. Memory that torch leaves
     uninitialised is filled with NaN or the largest integer.
     """
-    data_ptr = torch.Tensor.data_ptr
+    yield from _prepared(_fibers_core, monkeypatch)
 
-    def recorded(tensor: torch.Tensor) -> int:
-        address = data_ptr(tensor)
-        storage = tensor.untyped_storage()
-        offset = tensor.storage_offset() * tensor.element_size()
-        emulated_build.buffers[address] = storage.nbytes() - offset
-        return address
 
-    monkeypatch.setattr(torch.Tensor, "data_ptr", recorded)
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    emulated_build.set_schedule(1)
-    yield emulated_build
-    torch.use_deterministic_algorithms(before)
-    emulated_build.set_launch_hook(None)
-    emulated_build.buffers.clear()
+@pytest.fixture
+def checked(_checked_core: EmulatedCore, monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatedCore]:
+    """As `emulated`, several times slower, with every access of a kernel checked.
+
+    A kernel may touch the `buffers`, its shared memory (to read it: what the block has written) and
+    nothing else.
+    """
+    yield from _prepared(_checked_core, monkeypatch)

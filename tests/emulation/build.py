@@ -13,6 +13,7 @@ import re
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ KERNEL_FLAGS = ["-x", "c++", "-DMDCP_EMULATION", "-DMDCP_WITH_CUDA", f"-I{EMULAT
 KERNEL_FLAGS += ["-include", str(EMULATION / "cuda_emulation.h")]
 
 LaunchHook = Callable[[str, tuple[int, ...], tuple[int, ...], int, list[bytes]], None]
+_GAP = re.compile(r"(_ZZ.*E)\d+emulation_gap_\d+\w*$")
 _HOOK_TYPE = ctypes.CFUNCTYPE(
     ctypes.c_int,
     ctypes.c_size_t,
@@ -83,46 +85,144 @@ def kernel_sources() -> list[Path]:
     return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 
 
-def compile_kernels(sources: Iterable[Path], flags: Sequence[str] = ("-O2",)) -> list[Path]:
+@dataclass(frozen=True)
+class Mode:
+    """One way to run kernels: the emulator's sources, and flags for compiling and for linking."""
+
+    sources: tuple[str, ...]
+    kernel_flags: tuple[str, ...]
+    engine_flags: tuple[str, ...] = ("-O2",)
+    link_flags: tuple[str, ...] = ()
+
+
+_THREADS = ("engine.cpp", "threads.cpp")
+_THREADED = "-DMDCP_EMULATION_THREADS"
+_ADDRESS = "-fsanitize=address,undefined"
+MODES = {
+    # Seeded schedules, fast.
+    "fibers": Mode(("engine.cpp", "fibers.cpp"), ("-O2",)),
+    # The same with every memory access checked: the sanitizer's calls go to checker.cpp.
+    "checked": Mode(("engine.cpp", "fibers.cpp", "checker.cpp"), ("-O2", "-fsanitize=thread")),
+    # ThreadSanitizer, and AddressSanitizer with UndefinedBehaviorSanitizer.
+    "tsan": Mode(
+        _THREADS,
+        ("-O1", "-fsanitize=thread", _THREADED),
+        ("-O2", _THREADED),
+        ("-fsanitize=thread",),
+    ),
+    "asan": Mode(
+        _THREADS,
+        ("-O1", _ADDRESS, "-fno-sanitize-recover=all", _THREADED),
+        ("-O2", _THREADED),
+        (_ADDRESS,),
+    ),
+}
+
+
+def compile_kernels(sources: Iterable[Path], mode: str) -> list[Path]:
     """Objects of CUDA sources, made by the host's compiler."""
     depends = headers(ROOT / "csrc", EMULATION)
-    return [compile_object(path, [*flags, *FLAGS, *KERNEL_FLAGS], depends) for path in sources]
+    flags = [*MODES[mode].kernel_flags, *FLAGS, *KERNEL_FLAGS]
+    return [compile_object(path, flags, depends) for path in sources]
 
 
-def compile_engine(names: Iterable[str], flags: Sequence[str] = ("-O2",)) -> list[Path]:
+def compile_engine(mode: str) -> list[Path]:
     """Objects of the emulator's own sources."""
     depends = headers(EMULATION)
-    return [
-        compile_object(EMULATION / name, [*flags, *FLAGS, f"-I{EMULATION}"], depends)
-        for name in names
-    ]
+    flags = [*MODES[mode].engine_flags, *FLAGS, f"-I{EMULATION}"]
+    return [compile_object(EMULATION / name, flags, depends) for name in MODES[mode].sources]
 
 
-def link(objects: Sequence[Path], target: Path, flags: Sequence[str] = ()) -> None:
-    """Links objects, unless the target is there."""
+def compile_cpu() -> list[Path]:
+    """Objects of the CPU's ops, which are not what is tested here: only compiled quickly."""
+    native = ROOT / "csrc"
+    depends = [*headers(native / "cpu", native / "numerics"), native / "native.h"]
+    flags = ["-O1", *FLAGS, "-fvisibility=hidden"]
+    return [compile_object(path, flags, depends) for path in sorted((native / "cpu").glob("*.cpp"))]
+
+
+def link(objects: Sequence[Path], kernels: Sequence[Path], name: str, flags: Sequence[str]) -> Path:
+    """Links objects in a folder of their own, with the list of shared variables beside them.
+
+    Args:
+        objects: everything to link. Of an inline function that several hold, the first one's copy
+            stays: the engine's, which is not instrumented, goes before the kernels', and those
+            before the rest.
+        kernels: those of the objects that hold kernels.
+        name: of the program or library.
+        flags: for the linker.
+
+    Returns:
+        The path of what was linked; `shared_list` gives that of the list.
+    """
+    target = CACHE / digest([*(path.name for path in objects), *flags]) / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
+        partial = target.with_name(f"{name}.partial")
         run([COMPILER, *flags, "-pthread", *objects, "-o", partial])
+        table = symbols(partial)
+        lines = [
+            f"{table[symbol][0]} {table[symbol][1]} {name}".rstrip()
+            for symbol, name in shared_variables(kernels).items()
+            if symbol in table
+        ]
+        shared_list(target).write_text("".join(f"{line}\n" for line in lines))
         partial.rename(target)
+    return target
 
 
-def build_module() -> tuple[Path, list[Path]]:
-    """Builds the module; its path, and the objects that hold the kernels."""
-    kernels = compile_kernels(kernel_sources())
-    engine = compile_engine(["engine.cpp", "fibers.cpp"])
-    # The module's CPU half is not what is tested: it is only compiled quickly.
+def shared_list(target: Path) -> Path:
+    """The list of a linked target's __shared__ variables: lines of "offset size [name]"."""
+    return target.with_name(f"{target.name}.shared")
+
+
+def build_program(
+    driver: Path, mode: str, kernels: Sequence[Path] | None = None, cpu: bool = True
+) -> Path:
+    """Builds a program around a driver (driver.h).
+
+    Args:
+        driver: a CUDA source with a main function.
+        mode: one of MODES.
+        kernels: CUDA sources to link; None for the project's.
+        cpu: link the CPU's ops too.
+    """
+    sources = [driver, *(kernel_sources() if kernels is None else kernels)]
+    compiled = compile_kernels(sources, mode)
+    objects = compile_engine(mode) + compiled + (compile_cpu() if cpu else [])
+    return link(objects, compiled, driver.stem, MODES[mode].link_flags)
+
+
+def run_program(program: Path, seed: int, timeout: float = 120) -> str:
+    """Runs a program of build_program.
+
+    Args:
+        program: its path.
+        seed: of the schedule.
+        timeout: in seconds; a program that hangs is one that fails.
+
+    Returns:
+        What was reported: "" when all went well.
+    """
+    command = [str(program), str(shared_list(program)), str(seed)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return f"no end after {timeout} s"
+    if done.returncode == 0:
+        return ""
+    return done.stderr.strip() or f"exit status {done.returncode}"
+
+
+def build_module(mode: str) -> Path:
+    """Builds the native module with emulated kernels; its path."""
+    kernels = compile_kernels(kernel_sources(), mode)
     python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
     flags = ["-O1", *FLAGS, "-DMDCP_WITH_CUDA", "-fvisibility=hidden", *python]
     native = ROOT / "csrc"
-    depends = headers(native / "cpu", native / "numerics") + [native / "native.h"]
-    sources = [native / "bindings.cpp", *sorted((native / "cpu").glob("*.cpp"))]
-    cpu = [compile_object(path, flags, depends) for path in sources]
-    objects = kernels + engine + cpu
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    target = CACHE / digest(path.name for path in objects) / f"_native{suffix}"
-    link(objects, target, ["-shared"])
-    return target, kernels
+    bindings = compile_object(native / "bindings.cpp", flags, headers(native))
+    objects = [*compile_engine(mode), *kernels, *compile_cpu(), bindings]
+    return link(objects, kernels, f"_native{sysconfig.get_config_var('EXT_SUFFIX')}", ["-shared"])
 
 
 def symbols(binary: Path) -> dict[str, tuple[int, int]]:
@@ -135,18 +235,21 @@ def symbols(binary: Path) -> dict[str, tuple[int, int]]:
     return table
 
 
-def shared_variables(kernels: Iterable[Path]) -> set[str]:
-    """Symbols of the __shared__ variables: they live in a function that has a gap variable."""
-    found: set[str] = set()
+def shared_variables(kernels: Iterable[Path]) -> dict[str, str]:
+    """Symbol -> name of each __shared__ variable, which lives in a function with gap variables.
+
+    The gaps themselves have the name "".
+    """
+    found: dict[str, str] = {}
     for path in kernels:
-        names = [name for name in symbols(path) if name.startswith("_ZZ")]
-        gap = re.compile(r"(_ZZ.*E)\d+emulation_gap_\d+\w*$")
-        functions = {match.group(1) for match in map(gap.match, names) if match}
-        found |= {
-            name
-            for name in names
-            if not gap.match(name) and any(name.startswith(function) for function in functions)
-        }
+        table = [symbol for symbol in symbols(path) if symbol.startswith("_ZZ")]
+        gaps = {symbol: match for symbol in table if (match := _GAP.match(symbol))}
+        found |= dict.fromkeys(gaps, "")
+        for symbol in set(table) - set(gaps):
+            for function in {match.group(1) for match in gaps.values()}:
+                if symbol.startswith(function):
+                    # <length><name>, and a number where the function has two of the name
+                    found[symbol] = re.sub(r"^\d+", "", symbol.removeprefix(function))
     return found
 
 
@@ -156,22 +259,20 @@ class EmulatedCore:
     Not for use from several threads at once.
     """
 
-    def __init__(self, path: Path, kernels: Sequence[Path]) -> None:
+    def __init__(self, path: Path) -> None:
         loader = importlib.machinery.ExtensionFileLoader("emulated._native", str(path))
         spec = importlib.util.spec_from_file_location("emulated._native", path, loader=loader)
         assert spec is not None
         self._native: ModuleType = importlib.util.module_from_spec(spec)
         loader.exec_module(self._native)
         self._control = ctypes.CDLL(str(path))
-        table = symbols(path)
-        anchor = ctypes.cast(self._control.emulation_set_hook, ctypes.c_void_p).value
-        assert anchor is not None
-        base = anchor - table["emulation_set_hook"][0]
-        self._names = {base + address: name for name, (address, _) in table.items()}
-        for name in shared_variables(kernels):
-            address, size = table[name]
+        self._control.emulation_base.restype = ctypes.c_size_t
+        base = self._control.emulation_base()
+        self._names = {base + address: name for name, (address, _) in symbols(path).items()}
+        for line in shared_list(path).read_text().splitlines():
+            offset, size, *name = line.split()
             self._control.emulation_add_static_shared(
-                ctypes.c_void_p(base + address), ctypes.c_size_t(size), name.encode()
+                ctypes.c_size_t(int(offset)), ctypes.c_size_t(int(size)), "".join(name).encode()
             )
         self._hook: Any = None
         self._hook_error: BaseException | None = None
@@ -183,6 +284,9 @@ class EmulatedCore:
             return item
 
         def call(*arguments: Any) -> Any:
+            self._control.emulation_clear_buffers()
+            for address, size in self.buffers.items():
+                self._control.emulation_add_buffer(ctypes.c_size_t(address), ctypes.c_size_t(size))
             try:
                 return item(*arguments)
             except Exception:
@@ -235,6 +339,6 @@ class EmulatedCore:
         self._control.emulation_set_hook(self._hook)
 
 
-def emulated_core() -> EmulatedCore:
+def emulated_core(mode: str = "fibers") -> EmulatedCore:
     """Builds the emulated core where it is not built, and loads it."""
-    return EmulatedCore(*build_module())
+    return EmulatedCore(build_module(mode))

@@ -11,6 +11,9 @@
 
 #include "control.h"
 
+// The start of the program or library that this file is linked into.
+extern "C" __attribute__((visibility("hidden"))) const unsigned char __ehdr_start;
+
 namespace emulation {
 
 dim3 grid_size;
@@ -20,16 +23,10 @@ uint3 block_index;
 namespace {
 
 constexpr size_t kPlainSharedBytes = 48 << 10;
-constexpr size_t kZone = 64;  // bytes on either side of the dynamic shared memory
-
-struct StaticShared {
-    unsigned char* begin;
-    size_t size;
-    std::string name;
-};
+constexpr size_t kZone = kSharedGap;  // on either side of the dynamic shared memory
 
 struct Memory {
-    std::vector<StaticShared> statics;
+    std::vector<SharedRegion> statics;
     std::unique_ptr<unsigned char[]> dynamic;  // zone, the bytes themselves, zone
     size_t dynamic_bytes = 0;
     unsigned char poison = 0xff;
@@ -80,7 +77,7 @@ void allow_shared_bytes(const void* kernel, size_t bytes) {
 }
 
 void launch(const Launch& what, const Argument* arguments, size_t argument_count,
-            const std::function<void()>& kernel) {
+            const Kernel& kernel) {
     const std::string name = name_of(what.text);
     try {
         check_sizes(what);
@@ -114,25 +111,41 @@ void* dynamic_shared() {
     return dynamic_begin();
 }
 
+void memory_fence() {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+const std::vector<SharedRegion>& static_shared() {
+    return memory.statics;
+}
+
+SharedRegion dynamic_shared_region() {
+    return {dynamic_begin(), memory.dynamic_bytes, "the dynamic shared memory"};
+}
+
 void begin_block(uint3 block) {
     block_index = block;
     unsigned char* const begin = dynamic_begin();
     std::memset(begin - kZone, memory.poison, memory.dynamic_bytes + 2 * kZone);
-    for (const StaticShared& variable : memory.statics)
+    for (const SharedRegion& variable : memory.statics)
         std::memset(variable.begin, memory.poison, variable.size);
+    if (checker_begin_block != nullptr) checker_begin_block();
 }
 
 void end_block() {
+    const auto untouched = [](const unsigned char* begin, size_t size, const std::string& what) {
+        if (std::any_of(begin, begin + size, [](unsigned char b) { return b != memory.poison; }))
+            throw Violation("out of bounds (shared): a thread of block " +
+                            std::to_string(block_index.x) + " wrote " + what);
+    };
     const unsigned char* const begin = dynamic_begin();
-    const unsigned char* const end = begin + memory.dynamic_bytes;
-    const auto touched = [](unsigned char byte) { return byte != memory.poison; };
-    for (const unsigned char* zone : {begin - kZone, end}) {
-        const unsigned char* const found = std::find_if(zone, zone + kZone, touched);
-        if (found != zone + kZone)
-            throw Violation("out of bounds: byte " + std::to_string(found - begin) + " of " +
-                            std::to_string(memory.dynamic_bytes) +
-                            " bytes of dynamic shared memory was written in block " +
-                            std::to_string(block_index.x));
+    untouched(begin - kZone, kZone, "before the dynamic shared memory");
+    untouched(
+        begin + memory.dynamic_bytes, kZone,
+        "past the " + std::to_string(memory.dynamic_bytes) + " bytes of dynamic shared memory");
+    for (const SharedRegion& variable : memory.statics) {
+        if (variable.name.empty())
+            untouched(variable.begin, variable.size, "beside a shared variable");
     }
 }
 
@@ -229,9 +242,18 @@ void emulation_set_hook(emulation_hook hook) {
     emulation::hook = hook;
 }
 
-void emulation_add_static_shared(void* begin, size_t size, const char* name) {
-    emulation::memory.statics.push_back({static_cast<unsigned char*>(begin), size, name});
+const void* emulation_base() {
+    return &__ehdr_start;
 }
+
+void emulation_add_static_shared(size_t offset, size_t size, const char* name) {
+    // The symbol table's addresses count from the start of the file as it lies in memory.
+    const auto address = reinterpret_cast<uintptr_t>(emulation_base()) + offset;
+    emulation::memory.statics.push_back({reinterpret_cast<unsigned char*>(address), size, name});
+}
+
+__attribute__((weak)) void emulation_add_buffer(const void*, size_t) {}
+__attribute__((weak)) void emulation_clear_buffers() {}
 
 void emulation_set_poison(unsigned char byte) {
     emulation::memory.poison = byte;

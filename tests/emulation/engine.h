@@ -10,9 +10,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 struct dim3 {
     unsigned x, y, z;
@@ -78,8 +78,16 @@ void interleave();
 // The lanes of the calling thread's warp that have not returned and are not waiting elsewhere.
 unsigned active_mask();
 
+// A kernel with its arguments.
+struct Kernel {
+    void (*function)(const void* closure);
+    const void* closure;
+
+    void operator()() const { function(closure); }
+};
+
 // Runs `kernel` once for each thread of each block.
-void run_grid(const std::function<void()>& kernel, dim3 grid, dim3 block);
+void run_grid(const Kernel& kernel, dim3 grid, dim3 block);
 
 // Shared by both engines (engine.cpp).
 
@@ -99,12 +107,29 @@ struct Argument {
 // Checks the launch's sizes, then hands it to the hook, or runs it and says the kernel's name in
 // whatever Violation comes out.
 void launch(const Launch& what, const Argument* arguments, size_t argument_count,
-            const std::function<void()>& kernel);
+            const Kernel& kernel);
 
 // cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes).
 void allow_shared_bytes(const void* kernel, size_t bytes);
 
 void* dynamic_shared();  // of the running block
+void memory_fence();
+
+// So many bytes on either side of the dynamic shared memory belong to nothing else.
+constexpr size_t kSharedGap = 64;
+struct SharedRegion {
+    unsigned char* begin;
+    size_t size;
+    std::string name;  // none for a gap between variables
+};
+const std::vector<SharedRegion>& static_shared();
+SharedRegion dynamic_shared_region();
+
+// What the checker of memory accesses (checker.cpp), which only fibers use, asks of its engine ...
+bool own_stack(const void* address);                 // of the running thread
+[[noreturn]] void stop(const std::string& message);  // ends the launch with a Violation
+// ... and what is called at the start of a block, where the checker is linked in.
+__attribute__((weak)) void checker_begin_block();
 
 // What an engine calls around every block.
 void begin_block(uint3 block);  // all shared memory is poisoned

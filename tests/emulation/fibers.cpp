@@ -36,7 +36,7 @@ struct Engine {
     std::vector<unsigned> ready;
     Fiber scheduler = {{}, {}, true};
     unsigned char* stacks = nullptr;
-    const std::function<void()>* kernel = nullptr;
+    const Kernel* kernel = nullptr;
     std::exception_ptr error;
     uint64_t seed = 0;
     uint64_t random_state = 1;
@@ -249,7 +249,18 @@ unsigned active_mask() {
     return mask;
 }
 
-void run_grid(const std::function<void()>& kernel, dim3 grid, dim3 block) {
+bool own_stack(const void* address) {
+    const unsigned char* const stack = engine.stacks + current->rank * kStackBytes;
+    return address >= stack && address < stack + kStackBytes;
+}
+
+void stop(const std::string& message) {
+    engine.error = std::make_exception_ptr(Violation(message));
+    leave();
+    __builtin_unreachable();  // the scheduler gives this block up
+}
+
+void run_grid(const Kernel& kernel, dim3 grid, dim3 block) {
     engine.kernel = &kernel;
     engine.random_state = engine.seed * 0x9e3779b97f4a7c15ull | 1;
     try {

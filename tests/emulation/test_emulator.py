@@ -8,3 +8,7 @@ from emulation.build import EmulatedCore
 def test_the_core_has_a_device(emulated: EmulatedCore) -> None:
     assert emulated.with_cuda
     assert emulated.cuda_device_count() == 1
+
+
+def test_the_checked_core_has_a_device(checked: EmulatedCore) -> None:
+    assert checked.cuda_device_count() == 1
