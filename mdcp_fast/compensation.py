@@ -10,7 +10,6 @@ and the mean goes there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,69 +23,6 @@ from mdcp_fast.removal import Positions, kept_tensor, tensor_of
 RIDGE = 1e-3  # of the mean diagonal of the Gram matrix of the kept channels
 LARGEST_GRAM = 8192  # input channels; beyond that a float64 Gram matrix takes over half a gigabyte
 ROWS = 1 << 22  # numbers of an input that are copied at once: 16 MB in float32
-
-
-def calibration_batches(graph: ChannelGraph, calibration: Iterable[Any]) -> list[Inputs]:
-    """Calibration data as a list of the model's arguments, on the device of the example inputs.
-
-    Args:
-        graph: The traced network; batches may differ from its example inputs in the batch size
-            only.
-        calibration: An iterable of tensors, of (input, label) pairs, of tuples of the model's
-            arguments, or of dicts of named arguments if the example inputs are such a dict.
-
-    Raises:
-        TypeError: It is not an iterable of such batches.
-        ValueError: It is empty, or a batch has another shape than the example inputs.
-    """
-    if isinstance(calibration, Tensor):
-        calibration = [calibration]
-    try:
-        items = iter(calibration)
-    except TypeError:
-        kind = type(calibration).__name__
-        raise TypeError(f"calibration: expected an iterable of batches, got {kind}") from None
-    batches = [_inputs(graph.example_inputs, batch) for batch in items]
-    if not batches:
-        raise ValueError(
-            "calibration: expected at least one batch, got none (an iterator that was used up?)"
-        )
-    return batches
-
-
-def _inputs(example: Inputs, batch: Any) -> Inputs:
-    if isinstance(example, dict):
-        if not isinstance(batch, Mapping):
-            raise TypeError(
-                f"calibration: expected dicts of named arguments as the example inputs are, got "
-                f"{type(batch).__name__}"
-            )
-        missing = [name for name in example if name not in batch]
-        if missing:
-            raise ValueError(f"calibration: expected batches with {missing}, got {list(batch)}")
-        return {name: _input(wanted, batch[name]) for name, wanted in example.items()}
-    values = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-    if len(values) < len(example):
-        raise ValueError(
-            f"calibration: expected batches of {len(example)} inputs, got {len(values)}"
-        )
-    # What follows the arguments (labels) is not needed.
-    return tuple(_input(wanted, got) for wanted, got in zip(example, values, strict=False))
-
-
-def _input(wanted: Any, got: Any) -> Any:
-    if not isinstance(wanted, Tensor):
-        return got
-    if not isinstance(got, Tensor):
-        raise TypeError(f"calibration: expected batches of tensors, got {type(got).__name__}")
-    fits = got.dim() == wanted.dim() and got.shape[1:] == wanted.shape[1:]
-    if not fits or (got.dim() and not got.shape[0]):
-        sizes = ", ".join(str(size) for size in wanted.shape[1:])
-        raise ValueError(
-            f"calibration: expected batches of shape [batch, {sizes}] as the example inputs have, "
-            f"got {list(got.shape)}"
-        )
-    return got.to(wanted.device, wanted.dtype)
 
 
 @dataclass

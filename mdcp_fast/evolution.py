@@ -6,6 +6,7 @@ evaluator scores the candidates of them all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -292,6 +293,8 @@ def descend(
     high: Tensor,
     *,
     seeds: Sequence[int],
+    moves: int = MOVES,
+    evaluations: int | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Goes downhill by random moves of one or two coordinates until none of many is better.
 
@@ -303,6 +306,9 @@ def descend(
         evaluate, low, high, seeds: As in `differential_evolution`.
         start: int64 [runs, D].
         fitness: float64 [runs], of `start`.
+        moves: How many are tried at a time.
+        evaluations: Candidates scored in each run after which it ends, whether it could go on or
+            not; None for no such end.
 
     Returns:
         The candidates reached, their fitness, and the number of candidates scored in each run.
@@ -312,20 +318,21 @@ def descend(
     octaves = max(1, int((high - low).max()).bit_length())
     best, evaluated, idle = start.clone(), 0, torch.zeros(runs, dtype=torch.int64)
     rows = torch.arange(runs)
-    while bool((idle < PATIENCE).any()):
+    limit = math.inf if evaluations is None else evaluations
+    while bool((idle < PATIENCE).any()) and evaluated < limit:
         chance = torch.stack(
-            [torch.rand((MOVES, 5), generator=g, dtype=torch.float64) for g in generators]
+            [torch.rand((moves, 5), generator=g, dtype=torch.float64) for g in generators]
         )
-        steps = 2 ** (chance[..., :2].square() * octaves).long()  # [runs, MOVES, 2]
+        steps = 2 ** (chance[..., :2].square() * octaves).long()  # [runs, moves, 2]
         up = (chance[..., 2] * width).long().unsqueeze(2)
         down = (chance[..., 3] * width).long().unsqueeze(2)
         kind = chance[..., 4] * 6  # below 1: only up; below 2: only down; else both
-        moves = torch.zeros((runs, MOVES, width), dtype=torch.int64)
-        moves.scatter_add_(2, up, (steps[..., :1] * (kind.unsqueeze(2) // 1 != 1)))
-        moves.scatter_add_(2, down, -(steps[..., 1:] * (kind.unsqueeze(2) >= 1)))
-        candidates = torch.minimum(torch.maximum(best.unsqueeze(1) + moves, low), high)
+        change = torch.zeros((runs, moves, width), dtype=torch.int64)
+        change.scatter_add_(2, up, (steps[..., :1] * (kind.unsqueeze(2) // 1 != 1)))
+        change.scatter_add_(2, down, -(steps[..., 1:] * (kind.unsqueeze(2) >= 1)))
+        candidates = torch.minimum(torch.maximum(best.unsqueeze(1) + change, low), high)
         lowest, where = evaluate(candidates).min(1)
-        evaluated += MOVES
+        evaluated += moves
         # A run that has ended stays as it is while others go on, so that none depends on another.
         better = (lowest < fitness) & (idle < PATIENCE)
         best = torch.where(better.unsqueeze(1), candidates[rows, where], best)

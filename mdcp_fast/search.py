@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from mdcp_fast import descriptors as describe
+from mdcp_fast.calibration import calibration_batches, labelled_batches
 from mdcp_fast.descriptors import Descriptors
-from mdcp_fast.evolution import differential_evolution
+from mdcp_fast.evaluators import MEMORY, KeptChannels, NetworkEvaluator
+from mdcp_fast.evolution import Evaluate, Evolution, descend, differential_evolution
 from mdcp_fast.graph import Axis, ChannelGraph
 from mdcp_fast.ops.population import evaluate_population
 from mdcp_fast.plan import PruningPlan
 from mdcp_fast.relaxation import relaxed_widths
 from mdcp_fast.selection import loss_table, select
 
+# Candidates of the first generation, and generations, where the caller does not say.
+EVALUATORS = {"table": (64, 100), "network": (16, 10)}
+SHARES = 256  # uniform widths that are tried, to start the network evaluator with
 DESCRIPTORS: dict[str, Callable[[ChannelGraph], Descriptors]] = {"moments": describe.moments}
 COSTS = ("macs", "params")  # in the order of the cost model
 
@@ -32,9 +37,13 @@ def search(
     round_to: int = ...,
     min_keep: int | float = ...,
     channels_per_cluster: float = ...,
-    population: int = ...,
-    generations: int = ...,
+    population: int | None = ...,
+    generations: int | None = ...,
     seed: int = ...,
+    evaluator: str = ...,
+    calibration: Iterable[Any] | None = ...,
+    labels: bool = ...,
+    memory: int = ...,
 ) -> PruningPlan: ...
 @overload
 def search(
@@ -46,9 +55,13 @@ def search(
     round_to: int = ...,
     min_keep: int | float = ...,
     channels_per_cluster: float = ...,
-    population: int = ...,
-    generations: int = ...,
+    population: int | None = ...,
+    generations: int | None = ...,
     seed: int = ...,
+    evaluator: str = ...,
+    calibration: Iterable[Any] | None = ...,
+    labels: bool = ...,
+    memory: int = ...,
 ) -> list[PruningPlan]: ...
 def search(
     graph: ChannelGraph,
@@ -59,15 +72,28 @@ def search(
     round_to: int = 1,
     min_keep: int | float = 0.1,
     channels_per_cluster: float = 1.0,
-    population: int = 64,
-    generations: int = 100,
+    population: int | None = None,
+    generations: int | None = None,
     seed: int = 0,
+    evaluator: str = "table",
+    calibration: Iterable[Any] | None = None,
+    labels: bool = False,
+    memory: int = MEMORY,
 ) -> PruningPlan | list[PruningPlan]:
     """Finds which channels to keep so that the network meets its budgets and loses least.
 
     Each axis's channels are described by a few numbers and clustered. How many clusters every axis
     gets is found by differential evolution under the budgets, started from a Lagrangian relaxation;
-    in each cluster the channels with the largest crowding distance stay. No data is needed.
+    in each cluster the channels with the largest crowding distance stay. By default no data is
+    needed: what a width loses is read off a table made from the descriptors.
+
+    With `evaluator="network"` candidates are scored on the real network instead, on calibration
+    batches: their channels are masked, BatchNorm normalises by each candidate's own batch
+    statistics, and many candidates share one forward pass. It starts from the table's plan, the
+    relaxation's and uniform widths, so that its plan scores no worse than theirs. It runs at most
+    `2 * population * generations` candidates, 320 by default, each about as much work as the dense
+    network on all calibration batches; candidates over the budget and ones seen before cost
+    nothing. 128 to 256 samples in batches of 32 to 128 tell widths apart.
 
     Args:
         graph: What `trace` returned.
@@ -82,17 +108,34 @@ def search(
         min_keep: The least that stays of every axis: a number of channels (int), or a fraction of
             them (float below 1).
         channels_per_cluster: Channels kept in a cluster on average, at least 1.
-        population: Candidates of the evolution's first generation.
-        generations: It scores `population * generations` candidates.
-        seed: Of the evolution. The same seed gives the same plan at any number of threads.
+        population: Candidates of the evolution's first generation; by default 64, and 16 with
+            `evaluator="network"`.
+        generations: It scores `population * generations` candidates; by default 100, and 10 with
+            `evaluator="network"`, where the descent that follows scores at most as many again.
+        seed: Of the evolution. The same seed gives the same plan, with `evaluator="table"` at any
+            number of threads.
+        evaluator: "table" or "network".
+        calibration: For `evaluator="network"`: batches of inputs (tensors, tuples of the model's
+            arguments, dicts of named ones, or (input, label) pairs; a DataLoader, a list or an
+            iterator), of 16 samples or more each, since they stand in for the statistics that
+            BatchNorm is to have.
+        labels: For `evaluator="network"`: score by the cross entropy with the labels of the
+            batches, which are then pairs; by default by the divergence KL(dense || candidate) of
+            the class probabilities, which needs none.
+        memory: For `evaluator="network"`: bytes that the activations of a forward pass may take;
+            candidates run in groups that fit. Scratch space inside convolutions comes on top.
 
     Returns:
-        A plan, or a list of plans where a budget is a list. Its MACs and parameters are exact.
+        A plan, or a list of plans where a budget is a list. Its MACs and parameters are exact. With
+        `evaluator="network"` its history holds losses on the network.
 
     Raises:
-        TypeError: A budget is not a number.
+        TypeError: A budget is not a number, or calibration batches are no inputs.
         ValueError: No budget, one outside (0, 1], one that cannot be met (the message says the
-            smallest that can), nothing to prune, an unknown descriptor, or an option out of range.
+            smallest that can), nothing to prune, an unknown descriptor or evaluator, or an option
+            out of range. With `evaluator="network"` also: no calibration, batches or labels that do
+            not fit, outputs that are no logits, a network whose samples depend on one another,
+            `memory` too small for one candidate.
     """
     budgets, several = _budgets(macs, params)
     if descriptor not in DESCRIPTORS:
@@ -103,6 +146,10 @@ def search(
         raise ValueError(
             f"search: graph: expected at least one prunable axis, got none: {reasons or 'no layer'}"
         )
+    _check_evaluator(evaluator, calibration, labels, memory)
+    default = EVALUATORS[evaluator]
+    population = default[0] if population is None else population
+    generations = default[1] if generations is None else generations
     choices, notes = _choices(graph.axes, round_to, min_keep)
     limits = _limits(graph, budgets, choices)
 
@@ -111,25 +158,43 @@ def search(
     packed = torch.cat(choices)
     counts = torch.tensor([len(one) for one in choices])
     start = counts.cumsum(0) - counts
-    widths = relaxed_widths(losses, graph.cost, limits, choices)
-    initial = torch.stack(
-        [
-            torch.searchsorted(one, column.contiguous())
-            for one, column in zip(choices, widths.unbind(-1), strict=True)
-        ],
-        -1,
-    )
+    relaxed = _indices(relaxed_widths(losses, graph.cost, limits, choices), choices)
+    on_table = evaluator == "table"
     found = differential_evolution(
         lambda candidates: evaluate_population(
             packed[start + candidates], losses, graph.cost, limits
         ),
         torch.zeros_like(counts),
         counts - 1,
-        population=population,
-        generations=generations,
+        population=population if on_table else EVALUATORS["table"][0],
+        generations=generations if on_table else EVALUATORS["table"][1],
         seeds=[seed] * len(budgets),
-        initial=initial,
+        initial=relaxed,
     )
+    if not on_table:
+        assert calibration is not None
+        batches, targets = (
+            labelled_batches(graph, calibration)
+            if labels
+            else (calibration_batches(graph, calibration), None)
+        )
+        network = NetworkEvaluator(
+            graph,
+            KeptChannels(points, channels_per_cluster),
+            limits,
+            batches,
+            labels=targets,
+            memory=memory,
+        )
+        uniform = _indices(_uniform_widths(graph, limits, choices), choices)
+        found = _on_network(
+            lambda candidates: network(packed[start + candidates]),
+            counts - 1,
+            torch.cat([found.best.unsqueeze(1), uniform.unsqueeze(1), relaxed], 1),
+            population,
+            generations,
+            seed,
+        )
     settings = {
         "descriptor": descriptor,
         "round_to": round_to,
@@ -139,6 +204,8 @@ def search(
         "generations": generations,
         "seed": seed,
     }
+    if not on_table:
+        settings |= {"evaluator": evaluator, "labels": labels, "samples": network.samples}
     every = torch.arange(len(graph.axes))
     plans = []
     for budget, best, history in zip(budgets, found.best, found.history, strict=True):
@@ -156,6 +223,83 @@ def search(
             )
         )
     return plans if several else plans[0]
+
+
+def _check_evaluator(
+    evaluator: str, calibration: Iterable[Any] | None, labels: bool, memory: int
+) -> None:
+    if evaluator not in EVALUATORS:
+        known = ", ".join(EVALUATORS)
+        raise ValueError(f"search: evaluator: expected one of {known}, got {evaluator!r}")
+    if evaluator == "network" and calibration is None:
+        raise ValueError(
+            "search: calibration: expected batches, since evaluator='network' runs the network on "
+            "them, got None"
+        )
+    if evaluator == "table" and (calibration is not None or labels):
+        raise ValueError(
+            "search: calibration, labels: expected none with evaluator='table', which needs no "
+            "data; pass evaluator='network' to use them"
+        )
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+        raise ValueError(f"search: memory: expected a number of bytes (int), got {memory!r}")
+
+
+def _on_network(
+    evaluate: Evaluate,
+    high: Tensor,
+    initial: Tensor,
+    population: int,
+    generations: int,
+    seed: int,
+) -> Evolution:
+    """Differential evolution and descent, with few candidates of which each is dear."""
+    low, seeds = torch.zeros_like(high), [seed] * len(initial)
+    found = differential_evolution(
+        evaluate,
+        low,
+        high,
+        population=population,
+        generations=generations,
+        seeds=seeds,
+        initial=initial,
+        descent=False,
+    )
+    best, fitness, more = descend(
+        evaluate,
+        found.best,
+        found.fitness,
+        low,
+        high,
+        seeds=seeds,
+        moves=population,
+        evaluations=population * generations,
+    )
+    history = torch.cat([found.history, fitness.unsqueeze(1)], 1)
+    return Evolution(best, fitness, history, found.evaluations + more)
+
+
+def _indices(widths: Tensor, choices: Sequence[Tensor]) -> Tensor:
+    """Which of each axis's choices the widths are: int64 [..., axes], as `widths`."""
+    return torch.stack(
+        [
+            torch.searchsorted(one, column.contiguous())
+            for one, column in zip(choices, widths.unbind(-1), strict=True)
+        ],
+        -1,
+    )
+
+
+def _uniform_widths(graph: ChannelGraph, limits: Tensor, choices: Sequence[Tensor]) -> Tensor:
+    """The largest widths, all at one share of the dense ones, within the limits: [runs, axes]."""
+    shares = torch.linspace(0, 1, SHARES + 1, dtype=torch.float64)
+    columns = []
+    for axis, one in zip(graph.axes, choices, strict=True):
+        wanted = (shares * axis.channels).floor().long()
+        columns.append(one[(torch.searchsorted(one, wanted, right=True) - 1).clamp_min(0)])
+    widths = torch.stack(columns, 1)  # [shares, axes]
+    fits = (graph.cost.evaluate(widths) <= limits.unsqueeze(1)).all(2)  # [runs, shares]
+    return widths[fits.long().sum(1) - 1]  # costs never fall as widths grow
 
 
 def _budgets(macs: Any, params: Any) -> tuple[list[dict[str, float]], bool]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdcp_fast.compensation import calibration_batches
+from mdcp_fast.calibration import calibration_batches
 from mdcp_fast.compensation import compensate as absorb
 from mdcp_fast.compensation import recalibrate as re_estimate
 from mdcp_fast.graph import ChannelGraph

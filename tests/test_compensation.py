@@ -12,8 +12,9 @@ from blocks import Residual, SeveralInputs, SharedWeights, image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from mdcp_fast.calibration import calibration_batches
 from mdcp_fast.capture import call
-from mdcp_fast.compensation import calibration_batches, compensate, recalibrate
+from mdcp_fast.compensation import compensate, recalibrate
 from mdcp_fast.graph import ChannelGraph, trace
 from mdcp_fast.plan import PruningPlan
 from mdcp_fast.surgery import prune

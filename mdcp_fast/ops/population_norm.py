@@ -88,7 +88,7 @@ def _population_norm(
     # One candidate at a time: PyTorch's own BatchNorm is several times as fast as the formula.
     out = torch.empty_like(x)
     for part, gate, into in zip(x.chunk(len(gates)), gates, out.chunk(len(gates)), strict=True):
-        into.copy_(_normalised(part, gate, scale, shift, eps))
+        _normalise(part, gate, scale, shift, eps, into)
     return out
 
 
@@ -97,13 +97,19 @@ def _(x: Tensor, masks: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     return torch.empty_like(_dense(x))
 
 
-def _normalised(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """One candidate's masked BatchNorm: x [B, C, ...], gate, weight and bias [C]."""
+def _normalise(
+    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor
+) -> None:
+    """One candidate's masked BatchNorm: x and out [B, C, ...], gate, weight and bias [C]."""
     factor, offset = weight * gate, bias * gate
-    y, mean, inverse = torch.native_batch_norm(x, factor, offset, None, None, True, 0.0, eps)
+    mean, inverse = torch.empty_like(weight), torch.empty_like(weight)
+    statistics = {"save_mean": mean, "save_invstd": inverse}
+    torch.ops.aten.native_batch_norm.out(
+        x, factor, offset, None, None, True, 0.0, eps, out=out, **statistics
+    )
     fine = mean.isfinite() & (inverse > 0) & (mean.abs() * inverse < LARGEST_RATIO)
     if bool(fine.all()):
-        return y
+        return
     # A sum overflowed, what is masked is not finite, or rounding would show.
     others = [d for d in range(x.dim()) if d != 1]
     wide = x.double()
@@ -111,7 +117,7 @@ def _normalised(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: floa
     shape = [1, -1] + [1] * (x.dim() - 2)
     normal = (wide - mean) * (variance + eps).rsqrt()
     y = normal * factor.view(shape) + offset.view(shape)
-    return torch.where(gate.view(shape) != 0, y, 0.0).to(x.dtype)
+    out.copy_(torch.where(gate.view(shape) != 0, y, 0.0))
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -1,0 +1,125 @@
+"""Reads calibration data: batches of a network's inputs, with or without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mdcp_fast.capture import Inputs
+from mdcp_fast.graph import ChannelGraph
+from mdcp_fast.verification import tensors_in
+
+
+def calibration_batches(graph: ChannelGraph, calibration: Iterable[Any]) -> list[Inputs]:
+    """Calibration data as a list of the model's arguments, on the device of the example inputs.
+
+    Args:
+        graph: The traced network; batches may differ from its example inputs in the batch size
+            only.
+        calibration: An iterable of tensors, of (input, label) pairs, of tuples of the model's
+            arguments, or of dicts of named arguments if the example inputs are such a dict.
+
+    Raises:
+        TypeError: It is not an iterable of such batches.
+        ValueError: It is empty, or a batch has another shape than the example inputs.
+    """
+    if isinstance(calibration, Tensor):
+        calibration = [calibration]
+    batches = [_inputs(graph.example_inputs, batch) for batch in _items(calibration)]
+    if not batches:
+        raise ValueError(
+            "calibration: expected at least one batch, got none (an iterator that was used up?)"
+        )
+    return batches
+
+
+def labelled_batches(
+    graph: ChannelGraph, calibration: Iterable[Any]
+) -> tuple[list[Inputs], list[Tensor]]:
+    """Calibration data as the model's arguments, and the label tensors that came with them.
+
+    Args:
+        graph: The traced network.
+        calibration: An iterable of pairs of arguments (a tensor, a tuple, a dict) and labels, or of
+            tuples of the arguments and last the labels.
+
+    Returns:
+        The arguments and, for each batch, its labels [batch, ...], both on the device of the
+        example inputs.
+
+    Raises:
+        TypeError: Labels are not a tensor, or as in `calibration_batches`.
+        ValueError: A batch has no labels, or not one for each sample.
+    """
+    pairs = [_pair(graph.example_inputs, batch) for batch in _items(calibration)]
+    batches = calibration_batches(graph, [arguments for arguments, _ in pairs])
+    labels = []
+    for arguments, (_, label) in zip(batches, pairs, strict=True):
+        first = tensors_in(arguments)[0]
+        if not isinstance(label, Tensor):
+            raise TypeError(f"calibration: expected labels as a tensor, got {type(label).__name__}")
+        if not label.dim() or label.shape[0] != first.shape[0]:
+            raise ValueError(
+                f"calibration: expected a label for each of {first.shape[0]} samples, got labels "
+                f"of shape {list(label.shape)}"
+            )
+        labels.append(label.to(first.device))
+    return batches, labels
+
+
+def _items(calibration: Iterable[Any]) -> Iterator[Any]:
+    try:
+        return iter(calibration)
+    except TypeError:
+        kind = type(calibration).__name__
+        raise TypeError(f"calibration: expected an iterable of batches, got {kind}") from None
+
+
+def _pair(example: Inputs, batch: Any) -> tuple[Any, Any]:
+    """The arguments of a batch, and its labels."""
+    entries = len(batch) if isinstance(batch, (tuple, list)) else 0
+    if entries == 2 and (len(example) == 1 or isinstance(batch[0], (tuple, list, Mapping))):
+        return batch[0], batch[1]
+    if isinstance(example, tuple) and entries == len(example) + 1:
+        return tuple(batch[:-1]), batch[-1]
+    got = f"{entries} entries" if entries else type(batch).__name__
+    raise ValueError(
+        f"calibration: expected batches of (inputs, labels), since labels are asked for, got {got}"
+    )
+
+
+def _inputs(example: Inputs, batch: Any) -> Inputs:
+    if isinstance(example, dict):
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"calibration: expected dicts of named arguments as the example inputs are, got "
+                f"{type(batch).__name__}"
+            )
+        missing = [name for name in example if name not in batch]
+        if missing:
+            raise ValueError(f"calibration: expected batches with {missing}, got {list(batch)}")
+        return {name: _input(wanted, batch[name]) for name, wanted in example.items()}
+    values = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    if len(values) < len(example):
+        raise ValueError(
+            f"calibration: expected batches of {len(example)} inputs, got {len(values)}"
+        )
+    # What follows the arguments (labels) is not needed.
+    return tuple(_input(wanted, got) for wanted, got in zip(example, values, strict=False))
+
+
+def _input(wanted: Any, got: Any) -> Any:
+    if not isinstance(wanted, Tensor):
+        return got
+    if not isinstance(got, Tensor):
+        raise TypeError(f"calibration: expected batches of tensors, got {type(got).__name__}")
+    fits = got.dim() == wanted.dim() and got.shape[1:] == wanted.shape[1:]
+    if not fits or (got.dim() and not got.shape[0]):
+        sizes = ", ".join(str(size) for size in wanted.shape[1:])
+        raise ValueError(
+            f"calibration: expected batches of shape [batch, {sizes}] as the example inputs have, "
+            f"got {list(got.shape)}"
+        )
+    return got.to(wanted.device, wanted.dtype)

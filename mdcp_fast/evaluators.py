@@ -1,0 +1,234 @@
+"""Scores pruning candidates on the real network, a population in a few forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdcp_fast.capture import Inputs, buffers_kept, call, evaluating
+from mdcp_fast.descriptors import Descriptors
+from mdcp_fast.folding import needs_masks_at_inputs, peak_memory, run_folded
+from mdcp_fast.graph import ChannelGraph
+from mdcp_fast.ops.population import LossTable, evaluate_population
+from mdcp_fast.selection import select
+from mdcp_fast.verification import tensors_in
+
+MEMORY = 1 << 30  # bytes of activations, by default
+CEILING = 1e6  # the most that a feasible candidate can score; any other scores more
+
+
+class KeptChannels:
+    """Which channels of an axis stay at a width: those that `select` keeps, each found once.
+
+    Args:
+        descriptors: The channels as points.
+        channels_per_cluster: As in `select`.
+    """
+
+    def __init__(self, descriptors: Descriptors, channels_per_cluster: float) -> None:
+        self._descriptors, self._per_cluster = descriptors, channels_per_cluster
+        self._known: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, widths: Tensor) -> list[Tensor]:
+        """Masks of every axis, bool [candidates, channels].
+
+        Args:
+            widths: int64 [candidates, axes].
+        """
+        wanted = {(a, int(w)) for row in widths.tolist() for a, w in enumerate(row)}
+        jobs = sorted(wanted - self._known.keys())
+        if jobs:
+            axis, width = torch.tensor(jobs).unbind(1)
+            found = select(self._descriptors, axis, width, channels_per_cluster=self._per_cluster)
+            sizes = self._descriptors.offsets.diff()[axis].tolist()
+            for job, size, kept in zip(jobs, sizes, found.kept.split(width.tolist()), strict=True):
+                mask = torch.zeros(size, dtype=torch.bool)
+                mask[kept] = True
+                self._known[job] = mask
+        return [
+            torch.stack([self._known[a, w] for w in column])
+            for a, column in enumerate(widths.T.tolist())
+        ]
+
+
+class NetworkEvaluator:
+    """Fitness of candidates by what the network says on calibration batches.
+
+    A candidate within its run's budgets scores the mean over the samples of the divergence
+    KL(dense || candidate) of its class probabilities, or of the cross entropy with the labels. Its
+    BatchNorms use the statistics of the batch (so a batch should hold 16 samples or more), the
+    dense network its own, as in evaluation mode. Any other candidate is not run, and scores
+    `CEILING` plus its excesses as fractions of the budgets: feasible beats infeasible, and less
+    excess beats more, as in `evaluate_population`.
+
+    Candidates are folded into the batch, as many at a time as `memory` allows. Axes that a
+    normalisation over channels mixes (trace's `allow_inexact`) are scored with zeros in it, which
+    is not what removing gives; all others exactly.
+
+    Args:
+        graph: The traced network; not changed.
+        kept: Which channels stay at a width.
+        limits: int64 [runs, costs], the most of each cost.
+        batches: The model's arguments.
+        labels: For each batch its labels, as `torch.nn.functional.cross_entropy` takes them; None
+            to score by divergence.
+        memory: Bytes that the activations of one pass may take, scratch space inside
+            convolutions not counted.
+
+    Attributes:
+        together: How many candidates run at a time.
+        forwards: Candidates that were run so far, each on all batches.
+        samples: In all batches.
+
+    Raises:
+        TypeError: The network's output holds no tensor.
+        ValueError: Its first tensor is not [batch, classes, ...] with two classes or more, or not
+            finite; labels do not fit it; `memory` is too small for one candidate; candidates cannot
+            share a batch of this network.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        kept: KeptChannels,
+        limits: Tensor,
+        batches: Sequence[Inputs],
+        *,
+        labels: Sequence[Tensor] | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        self._graph, self._kept, self._limits = graph, kept, limits
+        self._batches, self._labels = list(batches), labels
+        self._scores: dict[tuple[int, ...], float] = {}
+        widths = graph.widths
+        offsets = torch.cat([widths.new_zeros(1), widths.cumsum(0)])
+        self._no_loss = LossTable(torch.zeros(int(offsets[-1]), dtype=torch.float64), offsets)
+        self.forwards = self.samples = 0
+        with torch.no_grad(), evaluating(graph.model), buffers_kept(graph.model):
+            self._dense = [_logits(call(graph.model, batch)).clone() for batch in self._batches]
+            self.samples = sum(len(dense) for dense in self._dense)
+            for batch, dense in zip(self._batches, self._dense, strict=True):
+                first = tensors_in(batch)[0]
+                if len(dense) != len(first):
+                    raise ValueError(
+                        f"search: evaluator: expected logits for each of the {len(first)} samples "
+                        f"of a batch, got shape {list(dense.shape)}"
+                    )
+                if not bool(dense.isfinite().all()):
+                    raise ValueError(
+                        "search: calibration: expected inputs for which the dense network's output "
+                        "is finite, got NaN or infinities"
+                    )
+            self._check_labels()
+            self._at_inputs = needs_masks_at_inputs(graph, self._batches[0])
+            self.together = self._candidates_in(memory)
+
+    def __call__(self, widths: Tensor) -> Tensor:
+        """Scores candidates, lower is better.
+
+        Args:
+            widths: int64 [runs, candidates, axes].
+
+        Returns:
+            float64 [runs, candidates].
+        """
+        excess = evaluate_population(widths, self._no_loss, self._graph.cost, self._limits)
+        feasible = widths[excess == 0].tolist()
+        fresh = [one for one in dict.fromkeys(map(tuple, feasible)) if one not in self._scores]
+        for at in range(0, len(fresh), self.together):
+            group = fresh[at : at + self.together]
+            scores = self._run(torch.tensor(group))
+            self._scores.update(zip(group, scores.clamp_max(CEILING).tolist(), strict=True))
+            self.forwards += len(group)
+        fitness = CEILING + excess
+        fitness[excess == 0] = torch.tensor(
+            [self._scores[tuple(one)] for one in feasible], dtype=torch.float64
+        )
+        return fitness
+
+    @torch.no_grad()
+    def _run(self, widths: Tensor) -> Tensor:
+        """Mean loss of every candidate, float64 [candidates], `CEILING` where it is not finite."""
+        kept = self._kept(widths)
+        total = torch.zeros(len(widths), dtype=torch.float64)
+        model = self._graph.model
+        with evaluating(model), buffers_kept(model):
+            for index, batch in enumerate(self._batches):
+                total += self._losses(index, batch, kept)
+        return (total / self.samples).nan_to_num(CEILING, CEILING, CEILING)
+
+    def _losses(self, index: int, batch: Inputs, kept: Sequence[Tensor]) -> Tensor:
+        """Sum over a batch's samples of every candidate's loss, float64 [candidates]."""
+        output = run_folded(self._graph, self._graph.model, batch, kept, self._at_inputs)
+        labels = None if self._labels is None else self._labels[index]
+        return torch.stack(
+            [
+                _loss(logits, self._dense[index], labels)
+                for logits in _logits(output).chunk(len(kept[0]))
+            ]
+        ).cpu()
+
+    def _check_labels(self) -> None:
+        for dense, labels in zip(self._dense, self._labels or [], strict=False):
+            try:
+                _loss(dense, dense, labels)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise ValueError(
+                    f"search: calibration: expected labels for outputs of shape "
+                    f"{list(dense.shape)}, as cross entropy takes them, got {labels.dtype} of "
+                    f"shape {list(labels.shape)}: {error}"
+                ) from error
+
+    def _candidates_in(self, memory: int) -> int:
+        """How many candidates fit: memory grows by what the second one takes."""
+        largest = max(range(len(self._batches)), key=lambda i: self._dense[i].numel())
+        batch, half = self._batches[largest], (self._graph.widths // 2).clamp_min(1)
+
+        def peak(candidates: int) -> int:
+            kept = self._kept(half.expand(candidates, -1))
+            return peak_memory(self._graph.model, lambda: self._losses(largest, batch, kept))
+
+        one, two = peak(1), peak(2)
+        if memory < one:
+            raise ValueError(
+                f"search: memory: expected at least {one:,} bytes, which one candidate takes on "
+                f"the largest calibration batch, got {memory:,}; or give smaller batches"
+            )
+        return 1 + (memory - one) // max(two - one, 1)
+
+
+def _logits(output: object) -> Tensor:
+    """The first tensor of a network's output, found to be logits: [batch, classes, ...]."""
+    found = tensors_in(output)
+    if not found:
+        raise TypeError(
+            "search: evaluator: expected a network whose output holds logits, got "
+            f"{type(output).__name__} without a tensor"
+        )
+    logits = found[0]
+    if logits.dim() < 2 or logits.shape[1] < 2 or not logits.is_floating_point():
+        raise ValueError(
+            "search: evaluator: expected logits of shape [batch, classes, ...], two classes or "
+            f"more, as the network's first output, got {logits.dtype} of shape "
+            f"{list(logits.shape)}"
+        )
+    return logits
+
+
+def _loss(logits: Tensor, dense: Tensor, labels: Tensor | None) -> Tensor:
+    """Sum over the samples, float64: divergence from the dense logits, or cross entropy.
+
+    Where a sample has many places (segmentation), their mean counts.
+    """
+    places = logits[0, 0].numel()
+    if labels is not None:
+        return F.cross_entropy(logits.double(), _double(labels), reduction="sum") / places
+    ours, theirs = (F.log_softmax(one.double(), 1) for one in (logits, dense))
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True) / places
+
+
+def _double(labels: Tensor) -> Tensor:
+    return labels.double() if labels.is_floating_point() else labels
