@@ -16,6 +16,19 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
+// A cost model from the memory of its tensors, in the order of their declaration, and its sizes.
+mdcp::Cost cost_at(const std::array<Address, 6>& parts, const std::array<int64_t, 3>& sizes) {
+    return {at<int64_t>(parts[0]),
+            at<int64_t>(parts[1]),
+            at<int64_t>(parts[2]),
+            at<int64_t>(parts[3]),
+            at<int64_t>(parts[4]),
+            at<int64_t>(parts[5]),
+            sizes[0],
+            sizes[1],
+            sizes[2]};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -27,13 +40,10 @@ PYBIND11_MODULE(_native, module) {
         [](Address population, int64_t runs, int64_t candidates, int64_t axes, Address loss,
            Address loss_offsets, std::array<Address, 6> cost, std::array<int64_t, 3> cost_sizes,
            Address limits, Address fitness, int threads) {
-            const mdcp::Cost model{at<int64_t>(cost[0]), at<int64_t>(cost[1]), at<int64_t>(cost[2]),
-                                   at<int64_t>(cost[3]), at<int64_t>(cost[4]), at<int64_t>(cost[5]),
-                                   cost_sizes[0],        cost_sizes[1],        cost_sizes[2]};
             mdcp::evaluate_population(at<int64_t>(population), runs, candidates, axes,
-                                      at<double>(loss), at<int64_t>(loss_offsets), model,
-                                      at<int64_t>(limits), at<double>(fitness),
-                                      {threads, mdcp::kBaseline});
+                                      at<double>(loss), at<int64_t>(loss_offsets),
+                                      cost_at(cost, cost_sizes), at<int64_t>(limits),
+                                      at<double>(fitness), {threads, mdcp::kBaseline});
         },
         release());
     module.def(
@@ -84,6 +94,39 @@ PYBIND11_MODULE(_native, module) {
 #ifdef MDCP_WITH_CUDA
     module.attr("with_cuda") = true;
     module.def("cuda_device_count", &mdcp::cuda_device_count, release());
+    module.def(
+        "evaluate_population_cuda",
+        [](Address population, int64_t runs, int64_t candidates, int64_t axes, Address loss,
+           Address loss_offsets, std::array<Address, 6> cost, std::array<int64_t, 3> cost_sizes,
+           Address limits, Address fitness, Address workspace, int device, Address stream) {
+            mdcp::evaluate_population_cuda(
+                at<int64_t>(population), runs, candidates, axes, at<double>(loss),
+                at<int64_t>(loss_offsets), cost_at(cost, cost_sizes), at<int64_t>(limits),
+                at<double>(fitness), at<void>(workspace), device, at<void>(stream));
+        },
+        release());
+    module.def("evaluate_population_cuda_workspace", &mdcp::evaluate_population_cuda_workspace,
+               release());
+    module.def(
+        "crowding_distance_cuda_plan",
+        [](Address offsets, int64_t segments, int32_t dimensions, Address tasks) {
+            const mdcp::CrowdingPlan plan = mdcp::crowding_distance_cuda_plan(
+                at<const int64_t>(offsets), segments, dimensions, at<int64_t>(tasks));
+            return std::array<int64_t, 4>{plan.tasks, plan.spread_tasks, plan.shared_bytes,
+                                          plan.workspace_bytes};
+        },
+        release());
+    module.def(
+        "crowding_distance_cuda",
+        [](Address points, Address offsets, int64_t point_count, int32_t dimensions, Address tasks,
+           std::array<int64_t, 4> plan, Address out, Address workspace, int device,
+           Address stream) {
+            mdcp::crowding_distance_cuda(at<const float>(points), at<const int64_t>(offsets),
+                                         point_count, dimensions, at<const int64_t>(tasks),
+                                         {plan[0], plan[1], plan[2], plan[3]}, at<float>(out),
+                                         at<void>(workspace), device, at<void>(stream));
+        },
+        release());
 #else
     module.attr("with_cuda") = false;
     module.def("cuda_device_count", [] { return 0; });

@@ -27,6 +27,19 @@ void evaluate_population(const int64_t* population,  // [runs, candidates, axes]
                          double* fitness,              // OUT [runs, candidates]
                          Execution how);
 
+// The same on a device: all pointers are its own, the work is left to the stream. CUDA builds only.
+void evaluate_population_cuda(const int64_t* population,  // [runs, candidates, axes]
+                              int64_t runs, int64_t candidates, int64_t axes,
+                              const double* loss,           // [sum of channels]
+                              const int64_t* loss_offsets,  // [axes + 1]
+                              const Cost& cost,             //
+                              const int64_t* limits,        // [runs, costs]
+                              double* fitness,              // OUT [runs, candidates]
+                              void* workspace, int device, void* stream);
+// Bytes of the device's memory that it needs as its workspace.
+int64_t evaluate_population_cuda_workspace(int64_t runs, int64_t candidates, int64_t axes,
+                                           int64_t counts);
+
 // One tensor of weights, read as rows.
 struct WeightTensor {
     enum Type : int64_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
@@ -50,6 +63,28 @@ void crowding_distance(const float* points,     // [offsets[segments], dimension
                        int64_t segments, int32_t dimensions,
                        float* out,  // OUT [offsets[segments]]
                        Execution how);
+
+// What the same takes on a device; CUDA builds only.
+struct CrowdingPlan {
+    int64_t tasks;            // rows of the table, blocks of the first launch
+    int64_t spread_tasks;     // further rows, blocks of the second launch, if any
+    int64_t shared_bytes;     // of a block of the first
+    int64_t workspace_bytes;  // scratch memory of the device
+};
+constexpr int64_t kCrowdingTaskNumbers = 5;
+
+CrowdingPlan crowding_distance_cuda_plan(const int64_t* offsets,  // [segments + 1], of the host
+                                         int64_t segments, int32_t dimensions,
+                                         int64_t* tasks);  // OUT [rows, 5], of the host; or null
+
+// Pointers are the device's; the work is left to the stream.
+void crowding_distance_cuda(const float* points,     // [point_count, dimensions], finite
+                            const int64_t* offsets,  // [segments + 1]
+                            int64_t point_count, int32_t dimensions,
+                            const int64_t* tasks,  // [rows, 5], as the plan filled it
+                            const CrowdingPlan& plan,
+                            float* out,  // OUT [point_count]
+                            void* workspace, int device, void* stream);
 
 // Ward's hierarchy of every problem: the rows of scipy.cluster.hierarchy.linkage, one problem's
 // after the other's, cluster ids local to the problem.

@@ -3,11 +3,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define MDCP_POPULATION_INLINE __host__ __device__ inline
-#else
-#define MDCP_POPULATION_INLINE inline
-#endif
+#include "numerics/device.h"
 
 namespace mdcp {
 
@@ -22,49 +18,66 @@ struct Cost {
     int64_t counts, term_count, costs;
 };
 
+// The worst width of an axis.
+MDCP_BOTH double worst_loss(const double* loss, int64_t begin, int64_t end) {
+    double worst = loss[begin];
+    for (int64_t i = begin + 1; i < end; ++i) worst = loss[i] > worst ? loss[i] : worst;
+    return worst;
+}
+
 // The worst width of every axis together: no candidate's losses add up to more.
-MDCP_POPULATION_INLINE double largest_loss(const double* loss, const int64_t* loss_offsets,
-                                           int64_t axes) {
+MDCP_BOTH double largest_loss(const double* loss, const int64_t* loss_offsets, int64_t axes) {
     double sum = 0;
-    for (int64_t a = 0; a < axes; ++a) {
-        double worst = loss[loss_offsets[a]];
-        for (int64_t i = loss_offsets[a] + 1; i < loss_offsets[a + 1]; ++i) {
-            worst = loss[i] > worst ? loss[i] : worst;
-        }
-        sum += worst;
+    for (int64_t a = 0; a < axes; ++a)
+        sum += worst_loss(loss, loss_offsets[a], loss_offsets[a + 1]);
+    return sum;
+}
+
+// count[c] at the widths of the axes.
+MDCP_BOTH int64_t count_positions(const Cost& cost, int64_t c, const int64_t* widths) {
+    int64_t sum = cost.constant[c];
+    for (int64_t j = cost.offsets[c]; j < cost.offsets[c + 1]; ++j) {
+        sum += cost.factor[j] * widths[cost.axis[j]];
     }
     return sum;
 }
 
+// What term t adds to cost m. count: [counts].
+MDCP_BOTH int64_t cost_of_term(const Cost& cost, int64_t m, int64_t t, const int64_t* count) {
+    return cost.coefficients[m * cost.term_count + t] * count[cost.terms[2 * t]] *
+           count[cost.terms[2 * t + 1]];
+}
+
+// How far a cost lies above its limit, as a fraction of it.
+MDCP_BOTH double excess(int64_t total, int64_t limit) {
+    return total > limit ? double(total - limit) / double(limit) : 0.0;
+}
+
+MDCP_BOTH double loss_of_width(const double* loss, const int64_t* loss_offsets, int64_t axis,
+                               int64_t width) {
+    return loss[loss_offsets[axis] + width - 1];
+}
+
 // Loss of a candidate whose costs keep within the limits; otherwise `ceiling`, the
-// largest_loss, plus the excesses as fractions of the limits. The sums run in index order, so that
-// every device rounds alike. `count` is scratch memory of cost.counts numbers.
-MDCP_POPULATION_INLINE double candidate_fitness(const int64_t* widths,        // [axes]
-                                                int64_t axes,                 //
-                                                const double* loss,           // [sum of channels]
-                                                const int64_t* loss_offsets,  // [axes + 1]
-                                                const Cost& cost,             //
-                                                const int64_t* limits,        // [costs]
-                                                double ceiling, int64_t* count) {
-    for (int64_t c = 0; c < cost.counts; ++c) {
-        int64_t sum = cost.constant[c];
-        for (int64_t j = cost.offsets[c]; j < cost.offsets[c + 1]; ++j) {
-            sum += cost.factor[j] * widths[cost.axis[j]];
-        }
-        count[c] = sum;
-    }
+// largest_loss, plus the excesses as fractions of the limits. The sums of doubles run in index
+// order, so that every device rounds alike. `count` is scratch memory of cost.counts numbers.
+MDCP_BOTH double candidate_fitness(const int64_t* widths,        // [axes]
+                                   int64_t axes,                 //
+                                   const double* loss,           // [sum of channels]
+                                   const int64_t* loss_offsets,  // [axes + 1]
+                                   const Cost& cost,             //
+                                   const int64_t* limits,        // [costs]
+                                   double ceiling, int64_t* count) {
+    for (int64_t c = 0; c < cost.counts; ++c) count[c] = count_positions(cost, c, widths);
     double violation = 0;
     for (int64_t m = 0; m < cost.costs; ++m) {
-        const int64_t* coefficient = cost.coefficients + m * cost.term_count;
         int64_t total = 0;
-        for (int64_t t = 0; t < cost.term_count; ++t) {
-            total += coefficient[t] * count[cost.terms[2 * t]] * count[cost.terms[2 * t + 1]];
-        }
-        if (total > limits[m]) violation += double(total - limits[m]) / double(limits[m]);
+        for (int64_t t = 0; t < cost.term_count; ++t) total += cost_of_term(cost, m, t, count);
+        violation += excess(total, limits[m]);
     }
     if (violation > 0) return ceiling + violation;
     double sum = 0;
-    for (int64_t a = 0; a < axes; ++a) sum += loss[loss_offsets[a] + widths[a] - 1];
+    for (int64_t a = 0; a < axes; ++a) sum += loss_of_width(loss, loss_offsets, a, widths[a]);
     return sum;
 }
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from mdcp_fast.ops._arguments import check_finite, check_offsets, check_tensor, simd_level
+from mdcp_fast.ops._arguments import (
+    check_finite,
+    check_offsets,
+    check_tensor,
+    device_and_stream,
+    runs_on_cuda,
+    simd_level,
+)
 from mdcp_fast.ops._native import native
 
 MAX_DIMENSIONS = 16
+TASK_NUMBERS = 5  # of a row of the CUDA kernels' table of tasks
 _OP = "crowding_distance"
 
 
@@ -21,22 +31,26 @@ def crowding_distance(points: Tensor, offsets: Tensor, *, simd: str | None = Non
     alike adds nothing and gives no infinity. Segments of one or two points are all infinity.
     Among equal values (-0.0 equals 0.0) the smaller index comes first.
 
-    Sums are kept in float64 and rounded once: the result is the same bit for bit for any number of
-    threads and any instruction set.
+    Sums are kept in float64 and rounded once: the result is the same bit for bit on CPU and CUDA,
+    for any number of threads and any instruction set.
+
+    CUDA tensors: one launch on the current stream, two where a segment has more than 2,048 points.
+    The checks wait for the device: offsets, and whether all points are finite, go to the host.
 
     Args:
-        points: float32 [N, D], 1 <= D <= 16, all finite. Gradients do not flow.
+        points: float32 [N, D] on CPU or CUDA, 1 <= D <= 16, all finite. Gradients do not flow.
         offsets: int64 [P + 1]: segment p is points[offsets[p] : offsets[p + 1]]; starts at 0, never
             decreases, ends at N.
         simd: the CPU instruction set, None for the best one; no answer depends on it.
 
     Returns:
-        float32 [N], from 0 to D, or infinity.
+        float32 [N] on the device of `points`, from 0 to D, or infinity.
 
     Raises:
         TypeError: not a tensor, or of another dtype.
         ValueError: another shape or device, offsets that are not bounds of segments, a NaN or an
             infinity among the points.
+        RuntimeError: a CUDA tensor where mdcp_fast was built without CUDA.
 
     Source: Deb, Pratap, Agarwal, Meyarivan, "A Fast and Elitist Multiobjective Genetic Algorithm:
     NSGA-II", IEEE Transactions on Evolutionary Computation 6(2), 2002, section III-B.
@@ -50,11 +64,12 @@ def crowding_distance(points: Tensor, offsets: Tensor, *, simd: str | None = Non
 @torch.library.custom_op("mdcp_fast::crowding_distance", mutates_args=())
 def _crowding_distance(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
     points = _check_points(points)
-    if points.device.type != "cpu":
-        raise ValueError(f"{_OP}: points: expected a tensor on cpu, got one on {points.device}")
+    on_cuda = runs_on_cuda(_OP, "points", points)
     offsets = check_offsets(_OP, "offsets", offsets, len(points), "rows of points")
     check_finite(_OP, "points", points)
     level = simd_level(_OP, simd)
+    if on_cuda:
+        return _launch(native, points, offsets)
     out = torch.empty(len(points))
     native.crowding_distance(
         points.data_ptr(),
@@ -65,6 +80,30 @@ def _crowding_distance(points: Tensor, offsets: Tensor, simd: str | None) -> Ten
         torch.get_num_threads(),
         level,
     )
+    return out
+
+
+def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
+    """Runs the CUDA kernels on the current stream.
+
+    Args:
+        core: the native core. One whose kernels are emulated takes CPU tensors.
+        points: contiguous float32 [N, D] on the device, finite.
+        offsets: int64 [P + 1] on the CPU, bounds of segments.
+    """
+    count, dimensions = points.shape
+    segments = len(offsets) - 1
+    plan = core.crowding_distance_cuda_plan(offsets.data_ptr(), segments, dimensions, 0)
+    blocks, spread_blocks, _, workspace_bytes = plan
+    tasks = torch.empty(blocks + spread_blocks, TASK_NUMBERS, dtype=torch.int64)
+    core.crowding_distance_cuda_plan(offsets.data_ptr(), segments, dimensions, tasks.data_ptr())
+    offsets, tasks = offsets.to(points.device), tasks.to(points.device)
+    out = points.new_empty(count)
+    workspace = points.new_empty(workspace_bytes, dtype=torch.uint8)
+    core.crowding_distance_cuda(
+        points.data_ptr(), offsets.data_ptr(), count, dimensions, tasks.data_ptr(), plan,
+        out.data_ptr(), workspace.data_ptr(), *device_and_stream(points),
+    )  # fmt: skip
     return out
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mdcp_fast.ops._arguments import check_finite, check_offsets, check_tensor
+from mdcp_fast.ops._arguments import (
+    check_finite,
+    check_offsets,
+    check_tensor,
+    device_and_stream,
+    runs_on_cuda,
+)
 from mdcp_fast.ops._native import native
 
 OP = "evaluate_population"
@@ -78,21 +86,26 @@ def evaluate_population(
     beats infeasible and less excess beats more (Deb's rules, "An efficient constraint handling
     method for genetic algorithms", 2000).
 
+    Costs are exact, losses are added in the order of the axes: the result is the same bit for bit
+    on CPU and CUDA, for any number of threads. All candidates of all runs are scored in one launch
+    on the current stream. The checks read values, so with CUDA tensors they wait for the device.
+
     Args:
-        population: int64 [runs, candidates, axes] or [candidates, axes], widths; each from 1 to its
-            axis's channels.
-        loss: Losses of `axes` axes.
-        cost: Costs in the same axes.
-        budget: int64 [runs, costs] or [costs] (the same for all runs): the most of each cost that
-            is allowed.
+        population: int64 [runs, candidates, axes] or [candidates, axes] on CPU or CUDA, widths;
+            each from 1 to its axis's channels.
+        loss: Losses of `axes` axes, on the same device (the offsets on any).
+        cost: Costs in the same axes, on the same device (the offsets on any).
+        budget: int64 [runs, costs] or [costs] (the same for all runs), on the same device: the most
+            of each cost that is allowed.
 
     Returns:
-        float64 [runs, candidates] or [candidates].
+        float64 [runs, candidates] or [candidates], on the device of `population`.
 
     Raises:
         TypeError: A tensor of another dtype.
-        ValueError: Shapes that do not fit, a width outside its axis, a loss that is not finite, a
-            budget below 1.
+        ValueError: Shapes or devices that do not fit, a width outside its axis, a loss that is not
+            finite, a budget below 1.
+        RuntimeError: CUDA tensors where mdcp_fast was built without CUDA.
     """
     fitness: Tensor = torch.ops.mdcp_fast.evaluate_population(
         population, loss.values, loss.offsets, cost.constant, cost.offsets, cost.axis, cost.factor,
@@ -114,17 +127,15 @@ def _evaluate_population(
     coefficients: Tensor,
     budget: Tensor,
 ) -> Tensor:
-    if isinstance(population, Tensor) and population.device.type != "cpu":
-        raise ValueError(
-            f"{OP}: population: expected a tensor on the CPU (this version has no kernel for "
-            f"other devices), got one on {population.device}"
-        )
     single = population.dim() == 2
     widths = check_tensor(
         OP, "population", population[None] if single else population, torch.int64, (None,) * 3
     )
+    on_cuda = runs_on_cuda(OP, "population", widths)
     runs, candidates, axes = widths.shape
-    values = check_tensor(OP, "loss.values", loss_values, torch.float64, (None,))
+    values = check_tensor(
+        OP, "loss.values", loss_values, torch.float64, (None,), device=widths.device
+    )
     offsets = check_offsets(OP, "loss.offsets", loss_offsets, len(values), "losses")
     if len(offsets) != axes + 1:
         raise ValueError(
@@ -134,7 +145,7 @@ def _evaluate_population(
     check_finite(OP, "loss.values", values)
     if bool((offsets.diff() < 1).any()):
         raise ValueError(f"{OP}: loss.offsets: expected at least one width in every axis")
-    channels = offsets.diff()
+    channels = offsets.diff().to(widths.device)
     outside = ((widths < 1) | (widths > channels)).nonzero()
     if len(outside):
         run, candidate, a = outside[0].tolist()
@@ -143,17 +154,67 @@ def _evaluate_population(
             f"{widths[run, candidate, a]} in candidate {candidate} of run {run}"
         )
     limits = budget.expand(runs, -1) if budget.dim() == 1 else budget
-    limits = check_tensor(OP, "budget", limits, torch.int64, (runs, len(coefficients)))
+    limits = check_tensor(
+        OP, "budget", limits, torch.int64, (runs, len(coefficients)), device=widths.device
+    )
     if bool((limits < 1).any()):
         raise ValueError(f"{OP}: budget: expected numbers of at least 1, got {int(limits.min())}")
-    parts = _checked_cost(axes, constant, count_offsets, axis, factor, terms, coefficients)
-    fitness = torch.empty((runs, candidates), dtype=torch.float64)
-    native.evaluate_population(
-        widths.data_ptr(), runs, candidates, axes, values.data_ptr(), offsets.data_ptr(),
-        [part.data_ptr() for part in parts], [len(constant), len(terms), len(coefficients)],
-        limits.data_ptr(), fitness.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+    parts = _checked_cost(widths, constant, count_offsets, axis, factor, terms, coefficients)
+    if on_cuda:
+        fitness = _launch(native, widths, values, offsets, parts, limits)
+    else:
+        fitness = torch.empty((runs, candidates), dtype=torch.float64)
+        native.evaluate_population(
+            *_arguments(widths, values, offsets, parts, limits, fitness), torch.get_num_threads()
+        )
     return fitness[0] if single else fitness
+
+
+def _launch(
+    core: Any,
+    widths: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    parts: Sequence[Tensor],
+    limits: Tensor,
+) -> Tensor:
+    """Runs the CUDA kernels on the current stream.
+
+    Args:
+        core: the native core. One whose kernels are emulated takes CPU tensors.
+        widths: int64 [runs, candidates, axes] on the device.
+        values: float64 [sum of channels] on the device, the losses.
+        offsets: int64 [axes + 1], bounds of each axis's losses.
+        parts: the tensors of a CostModel, in their order.
+        limits: int64 [runs, costs] on the device.
+    """
+    offsets, *parts = (one.to(widths.device) for one in (offsets, *parts))
+    fitness = torch.empty(widths.shape[:2], dtype=torch.float64, device=widths.device)
+    workspace_bytes = core.evaluate_population_cuda_workspace(*widths.shape, len(parts[0]))
+    workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=widths.device)
+    core.evaluate_population_cuda(
+        *_arguments(widths, values, offsets, parts, limits, fitness),
+        workspace.data_ptr(),
+        *device_and_stream(widths),
+    )
+    return fitness
+
+
+def _arguments(
+    widths: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    parts: Sequence[Tensor],
+    limits: Tensor,
+    fitness: Tensor,
+) -> tuple[Any, ...]:
+    """What the native core's two functions have in common."""
+    constant, _, _, _, terms, coefficients = parts
+    return (
+        widths.data_ptr(), *widths.shape, values.data_ptr(), offsets.data_ptr(),
+        [part.data_ptr() for part in parts], [len(constant), len(terms), len(coefficients)],
+        limits.data_ptr(), fitness.data_ptr(),
+    )  # fmt: skip
 
 
 @_evaluate_population.register_fake
@@ -162,7 +223,7 @@ def _(population: Tensor, *_: Tensor) -> Tensor:
 
 
 def _checked_cost(
-    axes: int,
+    widths: Tensor,
     constant: Tensor,
     offsets: Tensor,
     axis: Tensor,
@@ -170,15 +231,21 @@ def _checked_cost(
     terms: Tensor,
     coefficients: Tensor,
 ) -> tuple[Tensor, ...]:
-    """A cost model's tensors, contiguous; every index in them was found to point at something."""
+    """A cost model's tensors, contiguous; every index in them was found to point at something.
+
+    They are on the device of widths ([runs, candidates, axes]), but for the offsets, on the CPU.
+    """
+    device, axes = widths.device, widths.shape[-1]
     entries, counts = len(axis), len(constant)
     parts = (
-        check_tensor(OP, "cost.constant", constant, torch.int64, (None,)),
+        check_tensor(OP, "cost.constant", constant, torch.int64, (None,), device=device),
         check_offsets(OP, "cost.offsets", offsets, entries, "entries of cost.axis"),
-        check_tensor(OP, "cost.axis", axis, torch.int64, (None,)),
-        check_tensor(OP, "cost.factor", factor, torch.int64, (entries,)),
-        check_tensor(OP, "cost.terms", terms, torch.int64, (None, 2)),
-        check_tensor(OP, "cost.coefficients", coefficients, torch.int64, (None, len(terms))),
+        check_tensor(OP, "cost.axis", axis, torch.int64, (None,), device=device),
+        check_tensor(OP, "cost.factor", factor, torch.int64, (entries,), device=device),
+        check_tensor(OP, "cost.terms", terms, torch.int64, (None, 2), device=device),
+        check_tensor(
+            OP, "cost.coefficients", coefficients, torch.int64, (None, len(terms)), device=device
+        ),
     )
     if len(offsets) != counts + 1:
         raise ValueError(
