@@ -6,19 +6,14 @@ from math import inf
 
 import pytest
 import torch
+from crowding_cases import cases, offsets_of, points_of
 from torch import Tensor
 
 from mdcp_fast.ops import reference
 from mdcp_fast.ops._arguments import simd_levels
 from mdcp_fast.ops.crowding import crowding_distance
 
-
-def offsets_of(*sizes: int) -> Tensor:
-    return torch.tensor([0, *sizes]).cumsum(0)
-
-
-def points_of(count: int, dimensions: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed))
+CASES = cases()
 
 
 def assert_agrees(points: Tensor, offsets: Tensor) -> None:
@@ -28,17 +23,9 @@ def assert_agrees(points: Tensor, offsets: Tensor) -> None:
         assert torch.equal(crowding_distance(points, offsets, simd=level), expected)
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 3, 8, 16])
-def test_agrees_with_float64(dimensions: int) -> None:
-    # Below, at and beyond a block of 16, and on both sides of 128, where sorting takes over.
-    offsets = offsets_of(0, 1, 2, 3, 4, 15, 16, 17, 0, 31, 32, 33, 100, 127, 128, 129, 256, 1000, 0)
-    assert_agrees(points_of(int(offsets[-1]), dimensions), offsets)
-
-
-@pytest.mark.parametrize("decimals", [0, 1])
-def test_ties_go_by_index(decimals: int) -> None:
-    offsets = offsets_of(3, 20, 64, 300, 2000)
-    assert_agrees(points_of(int(offsets[-1]), 3).round(decimals=decimals), offsets)
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_float64(name: str) -> None:
+    assert_agrees(*CASES[name])
 
 
 def test_written_out_example() -> None:
@@ -70,7 +57,6 @@ def test_zeros_of_either_sign_are_equal(size: int) -> None:
     points = torch.where(signs, 0.0, -0.0)[:, None].contiguous()
     assert crowding_distance(points, offsets_of(size)).tolist() == [0.0] * size
     points = torch.cat([points, torch.tensor([[1.0], [-1.0]])])
-    assert_agrees(points, offsets_of(size + 2))
     assert torch.equal(
         crowding_distance(points, offsets_of(size + 2)),
         crowding_distance(points + 0.0, offsets_of(size + 2)),
@@ -79,13 +65,8 @@ def test_zeros_of_either_sign_are_equal(size: int) -> None:
 
 @pytest.mark.parametrize("scale", [3e38, 1e-38, 1e-44])
 @pytest.mark.parametrize("size", [9, 400])
-def test_ends_of_the_range(scale: float, size: int) -> None:
-    """largest - smallest overflows float32, or is far below its normal numbers."""
-    points = (torch.rand(size, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1) * scale
-    points[0] = -scale
-    points[1] = scale
-    assert_agrees(points, offsets_of(size))
-    assert not crowding_distance(points, offsets_of(size)).isnan().any()
+def test_no_range_gives_a_nan(scale: float, size: int) -> None:
+    assert not crowding_distance(*CASES[f"up to {scale}, {size}"]).isnan().any()
 
 
 def test_inner_distances_lie_between_0_and_the_dimensions() -> None:
