@@ -1,0 +1,215 @@
+"""Reading and writing operands: registers, immediates, special registers, addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from emulation.ptx_machine import Machine, Register, Step, ThreadSet
+from emulation.ptx_numbers import DTYPES, Array
+from emulation.ptx_parse import (
+    TYPE_BYTES,
+    Address,
+    Both,
+    Immediate,
+    Instruction,
+    Name,
+    Negated,
+    Operand,
+    Vector,
+)
+
+Reader = Callable[[ThreadSet], Array]
+Writer = Callable[[ThreadSet, Array], None]
+
+
+def constant(operand: Immediate, kind: str) -> Array:
+    """An immediate as a NumPy scalar of a type."""
+    dtype = DTYPES[kind]
+    if kind == "pred":
+        return np.bool_(operand.value)
+    if operand.kind != "int":
+        number = np.uint64(operand.value)
+        float_value = (
+            np.uint32(operand.value).view(np.float32)
+            if operand.kind == "f32"
+            else number.view(np.float64)
+        )
+        if dtype.kind == "f":
+            return dtype.type(float_value)
+        return float_value.view(dtype)
+    bits = operand.value & (1 << 8 * dtype.itemsize) - 1
+    return np.array(bits, f"u{dtype.itemsize}").view(dtype)[()]
+
+
+class Operands:
+    """Makes readers and writers of operands, over sets of a machine's threads."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def is_register(self, operand: Operand) -> bool:
+        return isinstance(operand, Name) and operand.name in self.machine.kernel.registers
+
+    def reader(self, operand: Operand, kind: str) -> Reader:
+        """What gives the operand's values, as the type's NumPy dtype."""
+        dtype = DTYPES[kind]
+        match operand:
+            case Immediate():
+                value = constant(operand, kind)
+                return lambda threads: value
+            case Negated(item):
+                read = self.reader(item, kind)
+                return lambda threads: ~read(threads)
+            case Name(name) if name in self.machine.kernel.registers:
+                return self._register_reader(self.machine.register(name), dtype)
+            case Name(name) if name in self.machine.special:
+                values = self.machine.special[name]
+                if dtype.itemsize == 4:
+                    values = values.view(dtype)
+                    return lambda threads: values[threads]
+                return lambda threads: values[threads].astype(dtype)
+            case Name("WARP_SZ"):
+                return lambda threads: dtype.type(32)
+            case Name(name) if name in self.machine.addresses:
+                address = dtype.type(self.machine.addresses[name])
+                return lambda threads: address
+            case Address(Name(name), offset) if name in self.machine.addresses:
+                address = dtype.type(self.machine.addresses[name] + offset)
+                return lambda threads: address
+        raise NotImplementedError(f"operand {operand}")
+
+    def _register_reader(self, register: Register, dtype: np.dtype) -> Reader:
+        if register.bits.dtype.itemsize == dtype.itemsize:
+            view = register.bits.view(dtype)
+
+            def read(threads: ThreadSet) -> Array:
+                if not register.whole:
+                    register.check(threads)
+                return view[threads]
+
+            return read
+        if register.bytes < dtype.itemsize:
+            raise NotImplementedError(f"{register.name} is too narrow for {dtype}")
+        narrow = np.dtype(f"u{dtype.itemsize}")
+
+        def read_low(threads: ThreadSet) -> Array:
+            if not register.whole:
+                register.check(threads)
+            return register.bits[threads].astype(narrow).view(dtype)
+
+        return read_low
+
+    def writer(self, operand: Operand, kind: str) -> Writer:
+        """What puts values into a register; a wider one is filled by sign or with zeros."""
+        assert isinstance(operand, Name)
+        if operand.name == "_":
+            return lambda threads, values: None
+        register = self.machine.register(operand.name)
+        dtype, everyone = DTYPES[kind], self.machine.all
+        if register.bits.dtype.itemsize < dtype.itemsize:
+            raise NotImplementedError(f"{register.name} is too narrow for {kind}")
+        wider = register.bits.dtype.itemsize > dtype.itemsize
+        if wider:
+            view = register.bits.view(f"{'i' if kind[0] == 's' else 'u'}{register.bytes}")
+        else:
+            view = register.bits.view(dtype)
+        carrier = np.dtype(f"u{dtype.itemsize}")
+
+        def write(threads: ThreadSet, values: Array) -> None:
+            if wider and dtype.kind == "f":
+                values = values.view(carrier)
+            view[threads] = values
+            if not register.whole:
+                register.defined[threads] = True
+                register.whole = threads is everyone
+
+        return write
+
+    def pair(self, operand: Operand, kind: str = "pred") -> tuple[Writer, Writer | None]:
+        """The writers of `p` or of `p|q`; p is of the given type, q a predicate."""
+        if isinstance(operand, Both):
+            return self.writer(operand.first, kind), self.writer(operand.second, "pred")
+        return self.writer(operand, kind), None
+
+    def address(self, operand: Operand) -> Reader:
+        """int64 addresses [threads of the set] of [base + offset]."""
+        assert isinstance(operand, Address)
+        base, offset = operand.base, np.int64(operand.offset)
+        machine = self.machine
+        if self.is_register(base):
+            assert isinstance(base, Name)
+            size = machine.kernel.registers[base.name]
+            if TYPE_BYTES[size] == 4:
+                read = self.reader(base, "u32")
+                return lambda threads: read(threads).astype(np.int64) + offset
+            read = self.reader(base, "s64")
+            return lambda threads: read(threads) + offset
+        read = self.reader(base, "s64")
+
+        def everywhere(threads: ThreadSet) -> Array:
+            return np.full(len(machine.numbers[threads]), read(threads) + offset)
+
+        return everywhere
+
+    # mov
+
+    def move(self, instruction: Instruction) -> Step:
+        to, source = instruction.operands
+        kind = instruction.parts[-1]
+        if isinstance(to, Vector):
+            return self._unpack(to, source, kind)
+        if isinstance(source, Vector):
+            return self._pack(to, source, kind)
+        if self.is_register(source) and self.is_register(to):
+            assert isinstance(to, Name) and isinstance(source, Name)
+            return self._copy(self.machine.register(to.name), self.machine.register(source.name))
+        write, read = self.writer(to, kind), self.reader(source, kind)
+        return lambda threads: write(threads, read(threads))
+
+    def _copy(self, to: Register, source: Register) -> Step:
+        """A copy of what was never written is no fault: compilers make them where paths meet."""
+        if to.bits.dtype != source.bits.dtype:
+            raise NotImplementedError(f"mov from {source.kind} to {to.kind}")
+        everyone = self.machine.all
+
+        def run(threads: ThreadSet) -> None:
+            to.bits[threads] = source.bits[threads]
+            if source.whole and threads is everyone:
+                to.whole = True
+            elif source.whole and to.whole:
+                pass
+            else:
+                if to.whole:
+                    to.whole = False
+                    to.defined.fill(True)
+                to.defined[threads] = True if source.whole else source.defined[threads]
+
+        return run
+
+    def _unpack(self, to: Vector, source: Operand, kind: str) -> Step:
+        size = TYPE_BYTES[kind] // len(to.items)
+        part = f"b{8 * size}"
+        read = self.reader(source, f"b{8 * TYPE_BYTES[kind]}")
+        writers = [self.writer(item, part) for item in to.items]
+
+        def run(threads: ThreadSet) -> None:
+            bits = np.asarray(read(threads))
+            for i, write in enumerate(writers):
+                write(threads, (bits >> bits.dtype.type(8 * size * i)).astype(DTYPES[part]))
+
+        return run
+
+    def _pack(self, to: Operand, source: Vector, kind: str) -> Step:
+        size = TYPE_BYTES[kind] // len(source.items)
+        whole = f"b{8 * TYPE_BYTES[kind]}"
+        readers = [self.reader(item, f"b{8 * size}") for item in source.items]
+        write, dtype = self.writer(to, whole), DTYPES[whole]
+
+        def run(threads: ThreadSet) -> None:
+            bits = dtype.type(0)
+            for i, read in enumerate(readers):
+                bits = bits | read(threads).astype(dtype) << dtype.type(8 * size * i)
+            write(threads, bits)
+
+        return run
