@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from emulation.ptx_calls import inline_calls
 from emulation.ptx_decode import Decoder
 from emulation.ptx_machine import Machine
 from emulation.ptx_memory import GlobalRegion
@@ -36,7 +37,10 @@ class Module:
     def __init__(self, text: str, max_steps: int = 5_000_000) -> None:
         self.program = parse(text)
         self.max_steps = max_steps
-        self.kernels = [f.name for f in self.program.functions.values() if f.is_kernel]
+        functions = self.program.functions
+        self.kernels = [name for name, function in functions.items() if function.is_kernel]
+        for name in self.kernels:
+            inline_calls(functions[name], functions)
         self._machines: dict[tuple, Machine] = {}
         # Module-level .global and .const variables are arrays of ours, at their own addresses.
         self._arrays: dict[str, np.ndarray] = {}

@@ -24,9 +24,7 @@ ATOMICS: dict[str, Combine] = {
     "xor": np.bitwise_xor,
     "exch": lambda old, new: new,
     "inc": lambda old, limit: np.where(old >= limit, old.dtype.type(0), old + old.dtype.type(1)),
-    "dec": lambda old, limit: np.where(
-        (old == 0) | (old > limit), limit, old - old.dtype.type(1)
-    ),
+    "dec": lambda old, limit: np.where((old == 0) | (old > limit), limit, old - old.dtype.type(1)),
 }
 ORDERLESS = ("add", "min", "max", "and", "or", "xor")
 
@@ -191,9 +189,7 @@ class MemoryInstructions:
             values = [np.broadcast_to(np.asarray(r(threads), dtype), (count,)) for r in readers]
             before = np.zeros(count, dtype)
 
-            def change(
-                region: Region, addresses: Array, numbers: Array, at: slice | Array
-            ) -> None:
+            def change(region: Region, addresses: Array, numbers: Array, at: slice | Array) -> None:
                 view, places = region.atomic(addresses, dtype, numbers)
                 given = [each[at] for each in values]
                 before[at] = apply_atomic(name, view, places, given, write is not None)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from emulation import ptx_numbers as numbers
+from emulation.ptx_access import MemoryInstructions
 from emulation.ptx_machine import CodeBlock, Machine, Moves, Step, ThreadSet
 from emulation.ptx_memory import Fault
 from emulation.ptx_numbers import DTYPES, Array
 from emulation.ptx_operands import Operands
 from emulation.ptx_parse import Instruction, Name
 from emulation.ptx_warp import MEETINGS, WarpInstructions
-from emulation.ptx_access import MemoryInstructions
 
 NOTHING = {"membar", "fence", "nanosleep", "prefetch", "prefetchu", "discard", "griddepcontrol"}
 ENDS = {"bra", "brx", "ret", "exit", "bar", "barrier", "trap"}
@@ -83,7 +83,9 @@ class Decoder:
         if is_meeting(instruction):
             block.meeting_instruction = instruction
             block.meeting = self.warp.meeting(instruction)
-            block.steps.append((self.guarded(self.warp.step(instruction), instruction), instruction))
+            block.steps.append(
+                (self.guarded(self.warp.step(instruction), instruction), instruction)
+            )
         elif name in ENDS:
             block.last = instruction
             if name in ("bar", "barrier"):
@@ -332,6 +334,11 @@ class Decoder:
         if name in ("shl", "shr"):
             function = numbers.shift_left if name == "shl" else numbers.shift_right
             return (kind, kind, "u32"), self.constant_shift(name, kind, instruction) or function
+        if modifiers == ["shiftamt"]:  # of bfind: the shift that brings the bit to the top
+            top = np.uint32(8 * DTYPES[kind].itemsize - 1)
+            none = np.uint32(0xFFFFFFFF)
+            find = numbers.find_highest
+            return ("u32", kind), lambda a: np.where(find(a) == none, none, top - find(a))
         if name in ("popc", "clz", "bfind"):
             return ("u32", kind), ONE_INTEGER[name]
         if name in ONE_INTEGER:
@@ -444,5 +451,3 @@ def _checked_division(name: str) -> numbers.Function:
         return function(a, b)
 
     return divide
-
-

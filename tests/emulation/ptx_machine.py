@@ -345,9 +345,7 @@ class Machine:
         numbers = self.numbers[threads]
         np.bitwise_and.at(self.alive, self.warp_of[numbers], ~self.lane_bit[numbers])
 
-    def error(
-        self, message: str, instruction: Instruction | None, thread: int | None
-    ) -> PtxError:
+    def error(self, message: str, instruction: Instruction | None, thread: int | None) -> PtxError:
         where = self.kernel.name
         if instruction is not None:
             where += f": line {instruction.line}: `{self.lines[instruction.line - 1].strip()}`"

@@ -232,11 +232,31 @@ class RaceTracker:
         sync = self.sync[warp]
         for unit in range(0, width, self.unit):
             at = (first + unit) // self.unit
-            self._conflict("read", at, threads, warp, sync, epoch, self.writer, self.write_warp,
-                           self.write_sync, self.write_epoch)
+            self._conflict(
+                "read",
+                at,
+                threads,
+                warp,
+                sync,
+                epoch,
+                self.writer,
+                self.write_warp,
+                self.write_sync,
+                self.write_epoch,
+            )
             current = self.read_epoch[at] == epoch
-            self._record(at, threads, warp, sync, epoch, current, self.reader, self.read_warp,
-                         self.read_sync, self.read_epoch)
+            self._record(
+                at,
+                threads,
+                warp,
+                sync,
+                epoch,
+                current,
+                self.reader,
+                self.read_warp,
+                self.read_sync,
+                self.read_epoch,
+            )
 
     def write(
         self, first: Array, width: int, threads: Array, same: Array, atomic: bool = False
@@ -247,13 +267,45 @@ class RaceTracker:
         for unit in range(0, width, self.unit):
             at = (first + unit) // self.unit
             harmless = (same | self.atomic[at]) if atomic else same
-            self._conflict("written", at, threads, warp, sync, epoch, self.writer, self.write_warp,
-                           self.write_sync, self.write_epoch, harmless)
-            self._conflict("written", at, threads, warp, sync, epoch, self.reader, self.read_warp,
-                           self.read_sync, self.read_epoch, same)
+            self._conflict(
+                "written",
+                at,
+                threads,
+                warp,
+                sync,
+                epoch,
+                self.writer,
+                self.write_warp,
+                self.write_sync,
+                self.write_epoch,
+                harmless,
+            )
+            self._conflict(
+                "written",
+                at,
+                threads,
+                warp,
+                sync,
+                epoch,
+                self.reader,
+                self.read_warp,
+                self.read_sync,
+                self.read_epoch,
+                same,
+            )
             current = self.write_epoch[at] == epoch
-            self._record(at, threads, warp, sync, epoch, current, self.writer, self.write_warp,
-                         self.write_sync, self.write_epoch)
+            self._record(
+                at,
+                threads,
+                warp,
+                sync,
+                epoch,
+                current,
+                self.writer,
+                self.write_warp,
+                self.write_sync,
+                self.write_epoch,
+            )
             self.atomic[at] = atomic
 
     def _conflict(

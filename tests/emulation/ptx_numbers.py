@@ -186,13 +186,20 @@ def transcendental(name: str) -> Function:
 
 def extremum(name: str, kind: str, propagate_nan: bool) -> Function:
     """min or max of floats: -0 is below 0; a NaN gives way to a number unless it propagates."""
-    pick = {("min", 0): np.fmin, ("max", 0): np.fmax, ("min", 1): np.minimum, ("max", 1): np.maximum}
+    pick = {
+        ("min", 0): np.fmin,
+        ("max", 0): np.fmax,
+        ("min", 1): np.minimum,
+        ("max", 1): np.maximum,
+    }
     function = pick[name, int(propagate_nan)]
 
     def of_floats(a: Array, b: Array) -> Array:
         result = function(a, b)
         zeros = (a == 0) & (b == 0)
-        negative = (np.signbit(a) | np.signbit(b)) if name == "min" else (np.signbit(a) & np.signbit(b))
+        negative = (
+            (np.signbit(a) | np.signbit(b)) if name == "min" else (np.signbit(a) & np.signbit(b))
+        )
         zero = np.where(negative, result.dtype.type(-0.0), result.dtype.type(0.0))
         return np.where(zeros, zero, result)
 
@@ -304,7 +311,7 @@ def leading_zeros(a: Array) -> Array:
 
 
 def find_highest(a: Array) -> Array:
-    """bfind: the position of the highest bit that is not the sign's, 2^32 - 1 where there is none."""
+    """bfind: the position of the highest bit that differs from the sign, or 2^32 - 1."""
     a = np.asarray(a)
     magnitude = np.where(a < 0, ~a, a).astype(f"u{a.dtype.itemsize}")
     return np.uint32(8 * a.dtype.itemsize - 1) - leading_zeros(magnitude)
@@ -353,9 +360,7 @@ def look_up(a: Array, b: Array, c: Array, table: int) -> Array:
     result = a & ~a
     for i in range(8):
         if table >> i & 1:
-            result = result | (
-                (a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c)
-            )
+            result = result | ((a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c))
     return result
 
 

@@ -1,7 +1,6 @@
 """Reads PTX text: variables, functions and kernels, each kernel as a flat list of instructions.
 
-Names declared in a nested scope are made unique, and calls of the module's own functions are
-replaced by the function's body, so that what is left has one set of names and no call stack.
+Names declared in a nested scope are made unique, so that a function has one set of names.
 """
 
 from __future__ import annotations
@@ -208,9 +207,6 @@ class _Parser:
                     variables[variable.name] = variable
             else:
                 self.fail("unknown directive")
-        for name, function in functions.items():
-            if function.is_kernel:
-                _inline_calls(function, functions, (name,))
         return Program(functions, variables, self.lines)
 
     def function(self) -> Function:
@@ -406,83 +402,6 @@ def _immediate(token: str, sign: int) -> Immediate | None:
         octal = re.fullmatch(r"0[0-7]+", digits)
         return Immediate(sign * (int(digits, 8) if octal else int(digits, 0)))
     return None
-
-
-def _inline_calls(
-    kernel: Function, functions: dict[str, Function], callers: tuple[str, ...]
-) -> None:
-    """Puts the bodies of called functions in the place of the calls."""
-    at, sites = 0, 0
-    while at < len(kernel.instructions):
-        call = kernel.instructions[at]
-        if call.parts[0] != "call":
-            at += 1
-            continue
-        sites += 1
-        target = next((item for item in call.operands if isinstance(item, Name)), None)
-        callee = functions.get(target.name) if target else None
-        if callee is None or not callee.instructions:
-            at += 1  # unknown; it raises where it is run
-            continue
-        if callee.name in callers:
-            raise PtxError(f"line {call.line}: recursive call of {callee.name}")
-        _splice(kernel, at, call, callee, f"#{callee.name}{sites}")
-        # What was put in may call in its turn, and is looked at next.
-
-
-def _splice(kernel: Function, at: int, call: Instruction, callee: Function, suffix: str) -> None:
-    names = {name: name + suffix for name in (*callee.registers, *callee.labels)}
-    names |= {name: name + suffix for name in (*callee.variables, *callee.tables)}
-    vectors = [item.items for item in call.operands if isinstance(item, Vector)]
-    position = next(i for i, item in enumerate(call.operands) if isinstance(item, Name))
-    given = vectors[0] if position == 1 else ()
-    taken = vectors[-1] if isinstance(call.operands[-1], Vector) and position < len(
-        call.operands
-    ) - 1 else ()
-    for formals, actuals in ((callee.results, given), (callee.parameters, taken)):
-        for formal, actual in zip(formals, actuals, strict=True):
-            assert isinstance(actual, Name)
-            names[formal.name] = actual.name
-    for name, kind in callee.registers.items():
-        kernel.registers[names[name]] = kind
-    for name, variable in callee.variables.items():
-        if names[name] not in kernel.variables:
-            kernel.variables[names[name]] = replace(variable, name=names[name])
-    for name, labels in callee.tables.items():
-        kernel.tables[names[name]] = [names[label] for label in labels]
-    end = f"end{suffix}"
-    body = []
-    for instruction in callee.instructions:
-        instruction = replace(
-            instruction,
-            operands=tuple(_renamed(item, names) for item in instruction.operands),
-            guard=_renamed(instruction.guard, names) if instruction.guard else None,
-        )
-        if instruction.parts[0] == "ret":
-            instruction = replace(instruction, parts=("bra",), operands=(Name(end),))
-        body.append(instruction)
-    kernel.labels = {
-        label: where + (len(body) - 1 if where > at else 0)
-        for label, where in kernel.labels.items()
-    }
-    kernel.labels |= {names[label]: at + where for label, where in callee.labels.items()}
-    kernel.labels[end] = at + len(body)
-    kernel.instructions[at : at + 1] = body
-
-
-def _renamed(operand: Operand, names: dict[str, str]) -> Operand:
-    match operand:
-        case Name(name):
-            return Name(names.get(name, name))
-        case Address(base, offset):
-            return Address(_renamed(base, names), offset)
-        case Vector(items):
-            return Vector(tuple(_renamed(item, names) for item in items))
-        case Negated(item):
-            return Negated(_renamed(item, names))
-        case Both(first, second):
-            return Both(_renamed(first, names), _renamed(second, names))
-    return operand
 
 
 def names_in(operand: Operand | None) -> Iterator[str]:
