@@ -1,4 +1,4 @@
-"""Puts the bodies of a module's own functions in the place of their calls: no call stack is left."""
+"""Puts the bodies of a module's own functions in the place of their calls."""
 
 from __future__ import annotations
 
