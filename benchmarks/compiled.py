@@ -114,10 +114,10 @@ ROOFLINE = """
 1.755 GHz; an empty launch is 2 us. *Memory*: everything read and written once. *Arithmetic*: the
 instructions that no kernel can avoid, all issued at the full rate; {necessary} for each pair of a
 point and a centre in three dimensions (3 subtractions, 3 multiplications, 2 additions, a
-comparison, two selections; nothing is contracted, so that devices agree). *As compiled*: the same pairs at
-the number of instructions that sm_90's machine code really has. Iterations are those of the CPU op
-on ResNet-50's 53 convolutions with random weights; every pair counts, so bounds that skip pairs
-can beat these floors. The floor is the largest of memory, arithmetic and a launch.
+comparison, two selections; nothing is contracted, so that devices agree). *As compiled*: the same
+pairs at the number of instructions that sm_90's machine code really has. Iterations are those of
+the CPU op on ResNet-50's 53 convolutions with random weights; every pair counts, so bounds that
+skip pairs can beat these floors. The floor is the largest of memory, arithmetic and a launch.
 """
 
 
