@@ -1,13 +1,31 @@
-"""What tests of CUDA kernels share: the kernels, run on the CPU."""
+"""What tests of CUDA kernels share: the kernels, run on the CPU, and the demand for a device."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
 from emulation.build import COMPILER, EmulatedCore, emulated_core
+
+from mdcp_fast.ops._native import native
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what is marked needs_cuda where it cannot run; MDCP_REQUIRE_CUDA=1: fails it."""
+    if item.get_closest_marker("needs_cuda") is None:
+        return
+    reason = None
+    if not torch.cuda.is_available():
+        reason = "needs_cuda: torch finds no CUDA device"
+    elif not native.with_cuda:
+        reason = "needs_cuda: mdcp_fast was built without CUDA"
+    if reason is not None and os.environ.get("MDCP_REQUIRE_CUDA") == "1":
+        pytest.fail(f"{reason}, and MDCP_REQUIRE_CUDA=1 allows no skip", pytrace=False)
+    if reason is not None:
+        pytest.skip(reason)
 
 
 def _build(mode: str) -> EmulatedCore:
