@@ -175,7 +175,8 @@ __host__ __device__ inline int power_of_two_from(int64_t count) {
     return size;
 }
 
-__global__ void __launch_bounds__(kCrowdingThreads)
+// At least 4 blocks a multiprocessor: left to itself, ptxas aims at 6 on sm_120, and spills.
+__global__ void __launch_bounds__(kCrowdingThreads, 4)
     crowding_kernel(const float* points,        // [offsets[segments], dimensions]
                     const int64_t* offsets,     // [segments + 1]
                     const CrowdingTask* tasks,  // [blocks]
