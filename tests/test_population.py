@@ -6,44 +6,18 @@ import dataclasses
 
 import pytest
 import torch
+from population_cases import cases, cost_model, integers, loss_table, random_population
 from torch import Tensor
 
 from mdcp_fast.ops.population import CostModel, LossTable, evaluate_population
 
-CHANNELS = torch.tensor([4, 7, 3])
-
-
-def integers(values: list) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)
-
-
-def cost_model() -> CostModel:
-    """Two costs of three axes: w0 * (w1 + 2 w2 + 5) * 9 + 11 and 3 w1."""
-    return CostModel(
-        constant=integers([1, 0, 5, 0]),
-        offsets=integers([0, 0, 1, 3, 4]),
-        axis=integers([0, 1, 2, 1]),
-        factor=integers([1, 1, 2, 3]),
-        terms=integers([[1, 2], [0, 0], [0, 3]]),
-        coefficients=integers([[9, 11, 0], [0, 0, 1]]),
-    )
-
-
-def loss_table(seed: int = 0) -> LossTable:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.rand(int(CHANNELS.sum()), generator=generator, dtype=torch.float64)
-    return LossTable(values, torch.cat([torch.zeros(1, dtype=torch.int64), CHANNELS.cumsum(0)]))
-
-
-def random_population(runs: int, candidates: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(runs, candidates, len(CHANNELS), generator=generator)
-    return (uniform * CHANNELS).long() + 1
+CASES = cases()
 
 
 def reference(population: Tensor, loss: LossTable, cost: CostModel, budget: Tensor) -> Tensor:
     losses = loss.values[loss.offsets[:-1] + population - 1].sum(-1)
-    ceiling = sum(part.max() for part in loss.values.split(CHANNELS.tolist()))
+    parts = loss.values.split(loss.offsets.diff().tolist())
+    ceiling = sum((part.max() for part in parts), torch.zeros(()))
     excess = (cost.evaluate(population) - budget.unsqueeze(-2)).clamp_min(0)
     violation = (excess.double() / budget.unsqueeze(-2)).sum(-1)
     return torch.where(violation > 0, ceiling + violation, losses)
@@ -56,12 +30,10 @@ def test_cost_model_is_the_formula_it_was_built_from() -> None:
     assert torch.equal(cost_model().evaluate(widths), expected)
 
 
-@pytest.mark.parametrize(("runs", "candidates"), [(1, 1), (1, 33), (3, 64), (2, 0), (0, 5)])
-def test_agrees_with_the_reference(runs: int, candidates: int) -> None:
-    population = random_population(runs, candidates)
-    budget = integers([[200, 12], [400, 21], [90, 6]])[:runs]
-    args = (population, loss_table(), cost_model(), budget)
-    assert torch.allclose(evaluate_population(*args), reference(*args), rtol=1e-14, atol=0)
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_reference(name: str) -> None:
+    args = CASES[name]
+    assert torch.allclose(evaluate_population(*args), reference(*args), rtol=1e-12, atol=1e-12)
 
 
 def test_every_feasible_candidate_beats_every_infeasible_one() -> None:
