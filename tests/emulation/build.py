@@ -22,12 +22,13 @@ import pybind11
 
 ROOT = Path(__file__).parents[2]
 EMULATION = Path(__file__).parent
+NATIVE = ROOT / "csrc"
 CACHE = ROOT / "build" / "emulation"
 COMPILER = "g++"
 
 # As in setup.py: nothing may contract a*b+c. Fortified longjmp refuses to change stacks.
 FLAGS = ["-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread", "-g1"]
-FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", f"-I{ROOT / 'csrc'}"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
 KERNEL_FLAGS = ["-x", "c++", "-DMDCP_EMULATION", "-DMDCP_WITH_CUDA", f"-I{EMULATION}"]
 KERNEL_FLAGS += ["-include", str(EMULATION / "cuda_emulation.h")]
 
@@ -82,7 +83,7 @@ def compile_object(source: Path, flags: Sequence[str], depends: Sequence[Path]) 
 
 
 def kernel_sources() -> list[Path]:
-    return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    return sorted((NATIVE / "cuda").glob("*.cu"))
 
 
 @dataclass(frozen=True)
@@ -95,22 +96,21 @@ class Mode:
     link_flags: tuple[str, ...] = ()
 
 
+_FIBERS = ("engine.cpp", "fibers.cpp")
 _THREADS = ("engine.cpp", "threads.cpp")
 _THREADED = "-DMDCP_EMULATION_THREADS"
+_RACE = "-fsanitize=thread"
 _ADDRESS = "-fsanitize=address,undefined"
 MODES = {
     # Seeded schedules, fast.
-    "fibers": Mode(("engine.cpp", "fibers.cpp"), ("-O2",)),
+    "fibers": Mode(_FIBERS, ("-O2",)),
     # The same with every memory access checked: the sanitizer's calls go to checker.cpp.
-    "checked": Mode(("engine.cpp", "fibers.cpp", "checker.cpp"), ("-O2", "-fsanitize=thread")),
-    # ThreadSanitizer, and AddressSanitizer with UndefinedBehaviorSanitizer.
-    "tsan": Mode(
-        _THREADS,
-        ("-O1", "-fsanitize=thread", _THREADED),
-        ("-O2", _THREADED),
-        ("-fsanitize=thread",),
-    ),
-    "asan": Mode(
+    "checked": Mode((*_FIBERS, "checker.cpp"), ("-O2", _RACE)),
+    # ThreadSanitizer on fibers, which it sees as threads, and on threads.
+    "tsan": Mode(_FIBERS, ("-O1", _RACE), ("-O2", "-DMDCP_EMULATION_TSAN"), (_RACE,)),
+    "tsan-threads": Mode(_THREADS, ("-O1", _RACE, _THREADED), ("-O2", _THREADED), (_RACE,)),
+    # AddressSanitizer and UndefinedBehaviorSanitizer.
+    "asan-threads": Mode(
         _THREADS,
         ("-O1", _ADDRESS, "-fno-sanitize-recover=all", _THREADED),
         ("-O2", _THREADED),
@@ -119,10 +119,10 @@ MODES = {
 }
 
 
-def compile_kernels(sources: Iterable[Path], mode: str) -> list[Path]:
-    """Objects of CUDA sources, made by the host's compiler."""
-    depends = headers(ROOT / "csrc", EMULATION)
-    flags = [*MODES[mode].kernel_flags, *FLAGS, *KERNEL_FLAGS]
+def compile_kernels(sources: Iterable[Path], mode: str, native: Path = NATIVE) -> list[Path]:
+    """Objects of CUDA sources, made by the host's compiler with the headers of a csrc folder."""
+    depends = headers(native, EMULATION)
+    flags = [*MODES[mode].kernel_flags, *FLAGS, *KERNEL_FLAGS, f"-I{native}"]
     return [compile_object(path, flags, depends) for path in sources]
 
 
@@ -135,10 +135,9 @@ def compile_engine(mode: str) -> list[Path]:
 
 def compile_cpu() -> list[Path]:
     """Objects of the CPU's ops, which are not what is tested here: only compiled quickly."""
-    native = ROOT / "csrc"
-    depends = [*headers(native / "cpu", native / "numerics"), native / "native.h"]
-    flags = ["-O1", *FLAGS, "-fvisibility=hidden"]
-    return [compile_object(path, flags, depends) for path in sorted((native / "cpu").glob("*.cpp"))]
+    depends = [*headers(NATIVE / "cpu", NATIVE / "numerics"), NATIVE / "native.h"]
+    flags = ["-O1", *FLAGS, f"-I{NATIVE}", "-fvisibility=hidden"]
+    return [compile_object(path, flags, depends) for path in sorted((NATIVE / "cpu").glob("*.cpp"))]
 
 
 def link(objects: Sequence[Path], kernels: Sequence[Path], name: str, flags: Sequence[str]) -> Path:
@@ -177,7 +176,12 @@ def shared_list(target: Path) -> Path:
 
 
 def build_program(
-    driver: Path, mode: str, kernels: Sequence[Path] | None = None, cpu: bool = True
+    driver: Path,
+    mode: str,
+    kernels: Sequence[Path] | None = None,
+    *,
+    native: Path = NATIVE,
+    cpu: bool = True,
 ) -> Path:
     """Builds a program around a driver (driver.h).
 
@@ -185,10 +189,14 @@ def build_program(
         driver: a CUDA source with a main function.
         mode: one of MODES.
         kernels: CUDA sources to link; None for the project's.
+        native: the csrc folder whose headers the kernels include.
         cpu: link the CPU's ops too.
+
+    Returns:
+        Its path.
     """
-    sources = [driver, *(kernel_sources() if kernels is None else kernels)]
-    compiled = compile_kernels(sources, mode)
+    sources = kernel_sources() if kernels is None else kernels
+    compiled = [*compile_kernels([driver], mode), *compile_kernels(sources, mode, native)]
     objects = compile_engine(mode) + compiled + (compile_cpu() if cpu else [])
     return link(objects, compiled, driver.stem, MODES[mode].link_flags)
 
@@ -217,10 +225,9 @@ def run_program(program: Path, seed: int, timeout: float = 120) -> str:
 def build_module(mode: str) -> Path:
     """Builds the native module with emulated kernels; its path."""
     kernels = compile_kernels(kernel_sources(), mode)
-    python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
-    flags = ["-O1", *FLAGS, "-DMDCP_WITH_CUDA", "-fvisibility=hidden", *python]
-    native = ROOT / "csrc"
-    bindings = compile_object(native / "bindings.cpp", flags, headers(native))
+    flags = ["-O1", *FLAGS, f"-I{NATIVE}", "-DMDCP_WITH_CUDA", "-fvisibility=hidden"]
+    flags += [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
+    bindings = compile_object(NATIVE / "bindings.cpp", flags, headers(NATIVE))
     objects = [*compile_engine(mode), *kernels, *compile_cpu(), bindings]
     return link(objects, kernels, f"_native{sysconfig.get_config_var('EXT_SUFFIX')}", ["-shared"])
 

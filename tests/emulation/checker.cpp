@@ -148,6 +148,10 @@ void emulation_add_buffer(const void* begin, size_t size) {
     emulation::buffers[reinterpret_cast<uintptr_t>(begin)] = size;
 }
 
+void emulation_remove_buffer(const void* begin) {
+    emulation::buffers.erase(reinterpret_cast<uintptr_t>(begin));
+}
+
 void emulation_clear_buffers() {
     emulation::buffers.clear();
 }

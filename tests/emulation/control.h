@@ -29,4 +29,5 @@ EMULATION_API void emulation_set_poison(unsigned char byte);
 // Global memory that kernels may use, where every access is checked (checker.cpp; without it, these
 // do nothing).
 EMULATION_API void emulation_add_buffer(const void* begin, size_t size);
+EMULATION_API void emulation_remove_buffer(const void* begin);
 EMULATION_API void emulation_clear_buffers();

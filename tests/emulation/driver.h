@@ -25,6 +25,10 @@ class Buffer {
     explicit Buffer(const std::vector<T>& values) : Buffer(values.size()) {
         if (count_) std::memcpy(static_cast<void*>(data_.get()), values.data(), count_ * sizeof(T));
     }
+    ~Buffer() { emulation_remove_buffer(data_.get()); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+
     T* data() { return data_.get(); }
     size_t size() const { return count_; }
     bool operator==(const Buffer& other) const {

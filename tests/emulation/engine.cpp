@@ -253,6 +253,7 @@ void emulation_add_static_shared(size_t offset, size_t size, const char* name) {
 }
 
 __attribute__((weak)) void emulation_add_buffer(const void*, size_t) {}
+__attribute__((weak)) void emulation_remove_buffer(const void*) {}
 __attribute__((weak)) void emulation_clear_buffers() {}
 
 void emulation_set_poison(unsigned char byte) {

@@ -7,12 +7,15 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <exception>
+#include <map>
 #include <utility>
 #include <vector>
 
 #include "control.h"
 #include "engine.h"
+#include "race.h"
 
 namespace emulation {
 
@@ -28,13 +31,14 @@ struct Fiber {
     jmp_buf where;
     ucontext_t start;
     bool started;
+    race::Fiber seen;  // as ThreadSanitizer sees it
 };
 
 struct Engine {
     std::vector<Thread> threads;
     std::vector<Fiber> fibers;  // of the first threads.size() or more threads; kept between blocks
     std::vector<unsigned> ready;
-    Fiber scheduler = {{}, {}, true};
+    Fiber scheduler = {{}, {}, true, {}};
     unsigned char* stacks = nullptr;
     const Kernel* kernel = nullptr;
     std::exception_ptr error;
@@ -42,6 +46,12 @@ struct Engine {
     uint64_t random_state = 1;
     unsigned at_barrier = 0;
     unsigned returned = 0;
+    // What orders accesses, by their addresses.
+    char block_started, block_ended;
+    char barriers[2];  // in turn, so that who is late does not see who is early at the next
+    unsigned barrier_number = 0;
+    std::map<std::pair<unsigned, unsigned>, std::array<char, 2>> warps;  // of (warp, mask), in turn
+    std::vector<std::map<unsigned, unsigned>> warp_numbers;  // of each thread's operations by mask
 };
 
 Engine engine;
@@ -56,6 +66,11 @@ uint64_t random_number() {
 }
 
 __attribute__((noinline)) void switch_fiber(Fiber& from, Fiber& to) {
+    race::switch_to(to.seen);
+    if (race::kWatched) {  // ThreadSanitizer takes _longjmp for its own
+        swapcontext(&from.start, &to.start);
+        return;
+    }
     if (_setjmp(from.where) != 0) return;
     if (to.started) _longjmp(to.where, 1);
     to.started = true;
@@ -69,6 +84,7 @@ void leave() {
 // What each fiber runs: the kernel, once for every block.
 void body() {
     for (;;) {
+        race::acquire(&engine.block_started);
         try {
             (*engine.kernel)();
         } catch (...) {
@@ -76,6 +92,7 @@ void body() {
         }
         current->state = State::kReturned;
         ++engine.returned;
+        race::release(&engine.block_ended);
         leave();
     }
 }
@@ -96,6 +113,7 @@ void make_fibers(size_t count) {
         fiber.start.uc_stack.ss_size = kStackBytes;
         fiber.start.uc_link = nullptr;
         makecontext(&fiber.start, body, 0);
+        fiber.seen = race::make();
     }
 }
 
@@ -141,6 +159,7 @@ void complete_block_barrier() {
     for (Thread& thread : engine.threads) all.push_back(&thread);
     complete_barrier(all.data(), all.size());
     engine.at_barrier = 0;
+    ++engine.barrier_number;
     for (Thread* thread : all) wake(*thread);
 }
 
@@ -175,6 +194,8 @@ void run_block(uint3 block) {
     engine.threads.assign(count, Thread{});
     engine.ready.clear();
     engine.at_barrier = engine.returned = 0;
+    if (race::kWatched) engine.warp_numbers.assign(count, {});
+    race::release(&engine.block_started);
     for (unsigned rank = 0; rank < count; ++rank) {
         Thread& thread = engine.threads[rank];
         thread.rank = rank;
@@ -202,6 +223,7 @@ void run_block(uint3 block) {
         if (thread.state == State::kReturned) retry_warp(thread.warp());
         if (thread.state == State::kInWarp) try_warp(thread.warp(), thread.mask);
     }
+    race::acquire(&engine.block_ended);
     end_block();
 }
 
@@ -213,7 +235,10 @@ int barrier(Barrier kind, int predicate, const char* site) {
     current->site = site;
     current->state = State::kAtBarrier;
     ++engine.at_barrier;
+    char* const order = &engine.barriers[engine.barrier_number % 2];
+    race::release(order);
     leave();
+    race::acquire(order);
     return static_cast<int>(current->result);
 }
 
@@ -229,7 +254,14 @@ uint64_t warp(WarpOperation operation, unsigned mask, uint64_t value, unsigned s
     if (!(mask >> self.lane() & 1))
         throw Violation("shuffle without participation: " + describe(self) +
                         ", which does not hold its own lane");
+    char* order = nullptr;
+    if (race::kWatched) {
+        const unsigned number = engine.warp_numbers[self.rank][mask]++;
+        order = &engine.warps[{self.warp(), mask}][number % 2];
+    }
+    race::release(order);
     leave();
+    race::acquire(order);
     return self.result;
 }
 
@@ -264,6 +296,7 @@ void run_grid(const Kernel& kernel, dim3 grid, dim3 block) {
     engine.kernel = &kernel;
     engine.random_state = engine.seed * 0x9e3779b97f4a7c15ull | 1;
     try {
+        engine.scheduler.seen = race::running();
         make_fibers(size_t{block.x} * block.y * block.z);
         const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
         // Blocks have no order either: start anywhere and go round with a stride that meets all.
@@ -277,6 +310,7 @@ void run_grid(const Kernel& kernel, dim3 grid, dim3 block) {
         }
     } catch (...) {
         current = nullptr;
+        for (const Fiber& fiber : engine.fibers) race::drop(fiber.seen);
         engine.fibers.clear();  // some stopped halfway through the kernel
         throw;
     }
