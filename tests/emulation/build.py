@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import importlib.machinery
 import importlib.util
+import os
 import re
 import subprocess
 import sysconfig
@@ -119,6 +120,16 @@ MODES = {
 }
 
 
+def sanitizer_missing(mode: str) -> str:
+    """Why programs of this mode cannot be linked here: the library's name, or "" if they can."""
+    libraries = {_RACE: ["libtsan.so"], _ADDRESS: ["libasan.so", "libubsan.so"]}
+    for flag in MODES[mode].link_flags:
+        for library in libraries[flag]:
+            if not Path(run([COMPILER, f"-print-file-name={library}"]).strip()).is_absolute():
+                return f"{COMPILER} has no {library}"
+    return ""
+
+
 def compile_kernels(sources: Iterable[Path], mode: str, native: Path = NATIVE) -> list[Path]:
     """Objects of CUDA sources, made by the host's compiler with the headers of a csrc folder."""
     depends = headers(native, EMULATION)
@@ -213,8 +224,16 @@ def run_program(program: Path, seed: int, timeout: float = 120) -> str:
         What was reported: "" when all went well.
     """
     command = [str(program), str(shared_list(program)), str(seed)]
+    # Stop at the first report, and do not wait for threads that may still find something.
+    options = {"TSAN_OPTIONS": "halt_on_error=1:atexit_sleep_ms=0", "ASAN_OPTIONS": ""}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **options},
+        )
     except subprocess.TimeoutExpired:
         return f"no end after {timeout} s"
     if done.returncode == 0:
