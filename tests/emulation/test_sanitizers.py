@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from emulation.build import EMULATION, build_program, kernel_sources, run_program, sanitizer_missing
 
 OPS = [path.stem for path in kernel_sources() if path.stem != "device"]

@@ -3,6 +3,7 @@
 // orders threads here is what orders them on the device and no more: a barrier for the block, a
 // lock of its own for each warp. Blocks run one after the other. The schedule is the operating
 // system's.
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
@@ -56,15 +57,23 @@ struct Warp {
     std::condition_variable changed;
 };
 
+// Barriers take turns between two: who leaves one late must not be ordered, by its lock, after what
+// others did before they came to the next.
+struct Turn {
+    std::mutex mutex;
+    std::condition_variable changed;
+    size_t waiting = 0;
+    size_t generation = 0;
+};
+
 struct Engine {
     std::vector<Thread> threads;
+    std::vector<size_t> passed;  // barriers, by each thread
     std::vector<std::unique_ptr<Warp>> warps;
-    std::mutex mutex;  // of all below
-    std::condition_variable changed;
-    size_t at_barrier = 0;
-    size_t returned = 0;
-    size_t generation = 0;     // of the barrier
-    bool failed = false;       // waiting makes no sense any more
+    Turn turns[2];
+    std::atomic<size_t> returned{0};
+    std::atomic<bool> failed{false};  // waiting makes no sense any more
+    std::mutex error_mutex;
     std::exception_ptr error;  // the first one
 };
 
@@ -73,36 +82,39 @@ Engine engine;
 // Ends the block: everyone who waits stops waiting.
 void fail(std::exception_ptr error) {
     {
-        const std::lock_guard<std::mutex> lock(engine.mutex);
+        const std::lock_guard<std::mutex> lock(engine.error_mutex);
         if (!engine.error) engine.error = error;
-        engine.failed = true;
     }
-    engine.changed.notify_all();
+    engine.failed = true;
+    for (Turn& turn : engine.turns) {
+        const std::lock_guard<std::mutex> lock(turn.mutex);
+        turn.changed.notify_all();
+    }
     for (const auto& warp : engine.warps) {
         const std::lock_guard<std::mutex> lock(warp->mutex);
         warp->changed.notify_all();
     }
 }
 
-bool failed() {
-    const std::lock_guard<std::mutex> lock(engine.mutex);
-    return engine.failed;
+// The barrier that the running thread comes to next.
+Turn& next_turn() {
+    return engine.turns[engine.passed[current->rank] % 2];
 }
 
 struct Abandoned {};  // thrown to leave a kernel after a failure elsewhere
 
-// With the block's lock held: everyone has come or returned.
-void settle_barrier() {
+// With the turn's lock held: opens the barrier if everyone has come or returned.
+void settle_barrier(Turn& turn) {
     const size_t count = engine.threads.size();
-    if (engine.at_barrier == 0 || engine.at_barrier + engine.returned < count) return;
+    if (turn.waiting == 0 || turn.waiting + engine.returned < count) return;
     if (engine.returned > 0)
         throw Violation("barrier divergence: a thread waits at a barrier, another has returned");
     std::vector<Thread*> all;
     for (Thread& thread : engine.threads) all.push_back(&thread);
     complete_barrier(all.data(), count);
-    engine.at_barrier = 0;
-    ++engine.generation;
-    engine.changed.notify_all();
+    turn.waiting = 0;
+    ++turn.generation;
+    turn.changed.notify_all();
 }
 
 // With the warp's lock held: completes the operation with this mask if all its lanes have come.
@@ -135,9 +147,10 @@ void mark_returned() {
             if (other.state == State::kInWarp) settle_warp(warp, self.warp(), other.mask);
         }
     }
-    const std::lock_guard<std::mutex> lock(engine.mutex);
+    Turn& turn = next_turn();
+    const std::lock_guard<std::mutex> lock(turn.mutex);
     ++engine.returned;
-    settle_barrier();
+    settle_barrier(turn);
 }
 
 // What each thread does for one block.
@@ -163,14 +176,16 @@ int barrier(Barrier kind, int predicate, const char* site) {
     self.barrier = kind;
     self.value = predicate != 0;
     self.site = site;
-    std::unique_lock<std::mutex> lock(engine.mutex);
-    ++engine.at_barrier;
-    const size_t generation = engine.generation;
-    settle_barrier();
-    if (!engine.changed.wait_for(lock, kPatience,
-                                 [&] { return engine.generation != generation || engine.failed; }))
+    Turn& turn = next_turn();
+    ++engine.passed[self.rank];
+    std::unique_lock<std::mutex> lock(turn.mutex);
+    ++turn.waiting;
+    const size_t generation = turn.generation;
+    settle_barrier(turn);
+    if (!turn.changed.wait_for(lock, kPatience,
+                               [&] { return turn.generation != generation || engine.failed; }))
         throw Violation(std::string("stuck: a thread waits in vain at ") + site);
-    if (engine.generation == generation) throw Abandoned();
+    if (turn.generation == generation) throw Abandoned();
     return static_cast<int>(self.result);
 }
 
@@ -190,7 +205,7 @@ uint64_t warp(WarpOperation operation, unsigned mask, uint64_t value, unsigned s
                         ", which does not hold its own lane");
     settle_warp(warp, self.warp(), mask);
     if (!warp.changed.wait_for(lock, kPatience,
-                               [&] { return self.state != State::kInWarp || failed(); }))
+                               [&] { return self.state != State::kInWarp || engine.failed; }))
         throw Violation("stuck: " + describe(self));
     if (self.state == State::kInWarp) throw Abandoned();
     return self.result;
@@ -214,7 +229,9 @@ void run_grid(const Kernel& kernel, dim3 grid, dim3 block) {
     uint64_t number = 0;
     const auto start_block = [&] {
         if (engine.failed || number == blocks) return;
-        engine.at_barrier = engine.returned = 0;
+        engine.returned = 0;
+        for (Turn& turn : engine.turns) turn.waiting = 0;
+        engine.passed.assign(count, 0);
         for (Thread& thread : engine.threads) thread.state = State::kReady;
         const auto plane = uint64_t{grid.x} * grid.y;
         begin_block({static_cast<unsigned>(number % grid.x),
