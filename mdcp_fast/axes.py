@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -94,12 +95,15 @@ def gather(
 
     axes: list[Axis] = []
     fixed: list[FixedAxis] = []
+    unwritten: list[tuple[Place, str]] = []
     for number, found in sorted(places.items(), key=lambda item: item[1][0]):
         members = (group == number).nonzero().flatten()
         reason, mixed = fates[int(fate[members[0]])]
         axis_places = tuple(place for _, place in found)
         writers = [place for place in axis_places if place.role == OUTPUT]
         if not writers:
+            if reason is not None:
+                unwritten += [(place, reason) for place in axis_places]
             continue
         name, positions = module_of(writers[0].parameter), writers[0].positions.numel()
         if reason is None and mixed is not None and not allow_inexact:
@@ -113,7 +117,18 @@ def gather(
             axes.append(Axis(name, len(members), axis_places, exact=mixed is None))
         else:
             fixed.append(FixedAxis(name, positions, reason))
-    return _unique_names(axes), merged(fixed)
+    return _unique_names(axes), merged(fixed + _computed_layers(uses, unwritten))
+
+
+def _computed_layers(uses: list[Use], unwritten: list[tuple[Place, str]]) -> list[FixedAxis]:
+    """Weights that no layer uses as they are (normalised in the forward pass, say), by name."""
+    dimensions = Counter(use.parameter for use in uses)
+    layers: dict[str, FixedAxis] = {}  # weight normalisation keeps a layer's weight in two parts
+    for place, reason in unwritten:
+        name = module_of(place.parameter)
+        if place.dimension == 0 and dimensions[place.parameter] > 1:
+            layers.setdefault(name, FixedAxis(name, place.positions.numel(), reason))
+    return list(layers.values())
 
 
 def _fates(resolved: Resolved) -> tuple[Tensor, list[tuple[str | None, str | None]]]:

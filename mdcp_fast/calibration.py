@@ -23,7 +23,8 @@ def calibration_batches(graph: ChannelGraph, calibration: Iterable[Any]) -> list
 
     Raises:
         TypeError: It is not an iterable of such batches.
-        ValueError: It is empty, or a batch has another shape than the example inputs.
+        ValueError: It is empty, or a batch has another shape than the example inputs, or holds NaN
+            or infinities.
     """
     if isinstance(calibration, Tensor):
         calibration = [calibration]
@@ -122,4 +123,6 @@ def _input(wanted: Any, got: Any) -> Any:
             f"calibration: expected batches of shape [batch, {sizes}] as the example inputs have, "
             f"got {list(got.shape)}"
         )
+    if got.is_floating_point() and not bool(got.isfinite().all()):
+        raise ValueError("calibration: expected batches of finite numbers, got NaN or infinities")
     return got.to(wanted.device, wanted.dtype)

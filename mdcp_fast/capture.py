@@ -67,7 +67,8 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, value in buffers:
-                buffer.copy_(value)
+                if not buffer.is_inference():  # which nothing can have changed
+                    buffer.copy_(value)
 
 
 @torch.no_grad()

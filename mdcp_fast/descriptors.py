@@ -70,7 +70,9 @@ def _standardised(columns: Tensor) -> Tensor:
     deviation = _column_means(centred.square()).sqrt()
     # Rounding alone makes a constant column vary by a few units in the last place of float32.
     varies = deviation > 1e-6 * columns.abs().amax(0)
-    return torch.where(varies, centred / deviation.where(varies, torch.ones(())), 0.0)
+    return torch.where(
+        varies, centred / deviation.where(varies, torch.ones((), dtype=torch.float64)), 0.0
+    )
 
 
 def _column_means(columns: Tensor) -> Tensor:

@@ -93,7 +93,9 @@ class LShade:
             self._members[:, : given.shape[1]] = given.clamp(low.double(), high.double())
         runs = len(seeds)
         self._scores = torch.full((runs, population), torch.inf, dtype=torch.float64)  # [runs, N]
-        self._archive = torch.zeros((runs, round(ARCHIVE * population), len(low))).double()
+        self._archive = torch.zeros(
+            (runs, round(ARCHIVE * population), len(low)), dtype=torch.float64
+        )
         self._archived = torch.zeros(runs, dtype=torch.int64)
         self._scale_memory = torch.full((runs, HISTORY), 0.5, dtype=torch.float64)
         self._rate_memory = torch.full((runs, HISTORY), 0.5, dtype=torch.float64)

@@ -355,6 +355,8 @@ def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> 
     """
     if isinstance(ignore, (str, nn.Module)):
         ignore = (ignore,)
+    if not isinstance(ignore, Iterable):
+        raise TypeError(f"trace: ignore: expected names or modules, got {type(ignore).__name__}")
     names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
     modules = {id(module): name for name, module in model.named_modules()}
     found: dict[str, bool] = {}

@@ -13,7 +13,13 @@ from mdcp_fast import descriptors as describe
 from mdcp_fast.calibration import calibration_batches, labelled_batches
 from mdcp_fast.descriptors import Descriptors
 from mdcp_fast.evaluators import MEMORY, KeptChannels, NetworkEvaluator
-from mdcp_fast.evolution import Evaluate, Evolution, descend, differential_evolution
+from mdcp_fast.evolution import (
+    SMALLEST,
+    Evaluate,
+    Evolution,
+    descend,
+    differential_evolution,
+)
 from mdcp_fast.graph import Axis, ChannelGraph
 from mdcp_fast.ops.population import evaluate_population
 from mdcp_fast.plan import PruningPlan
@@ -137,6 +143,10 @@ def search(
             not fit, outputs that are no logits, a network whose samples depend on one another,
             `memory` too small for one candidate.
     """
+    if not isinstance(graph, ChannelGraph):
+        raise TypeError(
+            f"search: graph: expected what mdcp_fast.trace returns, got {type(graph).__name__}"
+        )
     budgets, several = _budgets(macs, params)
     if descriptor not in DESCRIPTORS:
         known = ", ".join(DESCRIPTORS)
@@ -150,8 +160,14 @@ def search(
     default = EVALUATORS[evaluator]
     population = default[0] if population is None else population
     generations = default[1] if generations is None else generations
+    least = {"population": SMALLEST, "generations": 1, "seed": 0}
+    for (name, low), value in zip(least.items(), (population, generations, seed), strict=True):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"search: {name}: expected an int, got {type(value).__name__}")
+        if value < low:
+            raise ValueError(f"search: {name}: expected at least {low}, got {value}")
     choices, notes = _choices(graph.axes, round_to, min_keep)
-    limits = _limits(graph, budgets, choices)
+    limits = _limits(graph, budgets, choices, notes)
 
     points = DESCRIPTORS[descriptor](graph)
     losses = loss_table(points, choices, channels_per_cluster=channels_per_cluster)
@@ -311,7 +327,7 @@ def _budgets(macs: Any, params: Any) -> tuple[list[dict[str, float]], bool]:
     lists = {
         name: list(value)
         for name, value in given.items()
-        if isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dim() == 1)
+        if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1
     }
     lengths = {len(value) for value in lists.values()}
     if len(lengths) > 1 or 0 in lengths:
@@ -329,6 +345,8 @@ def _budgets(macs: Any, params: Any) -> tuple[list[dict[str, float]], bool]:
 
 def _fraction(name: str, value: Any) -> float:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         fraction = float(value)
     except (TypeError, ValueError):
         raise TypeError(
@@ -374,7 +392,10 @@ def _choices(
 
 
 def _limits(
-    graph: ChannelGraph, budgets: Sequence[dict[str, float]], choices: Sequence[Tensor]
+    graph: ChannelGraph,
+    budgets: Sequence[dict[str, float]],
+    choices: Sequence[Tensor],
+    notes: dict[str, str],
 ) -> Tensor:
     """The most of each cost in numbers: int64 [budgets, costs]."""
     dense = dict(zip(COSTS, (graph.macs, graph.params), strict=True))
@@ -386,9 +407,10 @@ def _limits(
             limit = math.floor(budget.get(name, 1.0) * dense[name])
             if limit < smallest:
                 possible = math.ceil(smallest / dense[name] * 1e4) / 1e4
+                whole = "".join(f"; {axis}: {note}" for axis, note in notes.items())
                 raise ValueError(
                     f"search: {name}: expected at least {possible:g}, which keeps the smallest "
-                    f"widths that min_keep and round_to allow, got {budget[name]:g}"
+                    f"widths that min_keep and round_to allow, got {budget[name]:g}{whole}"
                 )
             row.append(max(limit, 1))
         rows.append(row)

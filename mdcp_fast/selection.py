@@ -143,7 +143,10 @@ def loss_table(
         one's.
     """
     grids = [
-        one[torch.linspace(0, len(one) - 1, min(GRID, len(one))).round().long()] for one in choices
+        one[
+            torch.linspace(0, len(one) - 1, min(GRID, len(one)), dtype=torch.float64).round().long()
+        ]
+        for one in choices
     ]
     counts = torch.tensor([len(grid) for grid in grids])
     axis, width = torch.repeat_interleave(counts), torch.cat(grids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +46,11 @@ def prune(
         The pruned network: training mode, requires_grad, dtype, device and memory format as in the
         dense one.
 
+    Warns:
+        UserWarning: Layers that could not be compensated (not called as modules, or too wide).
+
     Raises:
+        TypeError: `graph` or `plan` is something else.
         ValueError: `plan` was not made for this graph, or calibration batches do not fit the model.
         RuntimeError: The check failed (the message names the axes and says what to do).
     """
@@ -62,13 +67,24 @@ def prune(
     if batches is None:
         return small
     if compensate:
-        absorb(graph, small, plan.positions, batches)
+        skipped = absorb(graph, small, plan.positions, batches)
+        if skipped:
+            warnings.warn(
+                f"prune: these lost inputs that they could not be compensated for: "
+                f"{', '.join(skipped)}",
+                stacklevel=2,
+            )
     if recalibrate:
         re_estimate(small, batches)
     return small
 
 
 def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:
+    for name, value, kind in (("graph", graph, ChannelGraph), ("plan", plan, PruningPlan)):
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"prune: {name}: expected a {kind.__name__}, got {type(value).__name__}"
+            )
     own = [(axis.name, axis.channels) for axis in graph.axes]
     fits = own == [(axis.name, axis.channels) for axis in plan.axes]
     if fits:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import Residual, SeveralInputs, SharedWeights, image
+from pruning import random_plan
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -246,3 +247,9 @@ def test_bad_named_calibration() -> None:
         calibration_batches(graph, [image()])
     with pytest.raises(ValueError, match=r"expected batches with \['y'\], got \['x'\]"):
         calibration_batches(graph, [{"x": image()}])
+
+
+def test_batches_that_are_not_finite_are_refused() -> None:
+    graph = trace(Residual(), image())
+    with pytest.raises(ValueError, match="calibration: expected batches of finite numbers"):
+        prune(graph, random_plan(graph), calibration=[torch.full_like(image(), torch.nan)])

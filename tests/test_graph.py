@@ -223,3 +223,11 @@ def test_count_macs() -> None:
     assert count_macs(model, (image(), image(2))) == 2 * count_macs(model, by_name)
     assert model.training
     assert count_macs(nn.ConvTranspose2d(4, 6, 2, stride=2), image(4, batch=1)) == 36 * 4 * 6 * 4
+
+
+def test_a_layer_whose_weight_is_computed_is_named_with_the_reason() -> None:
+    layer = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 16, 3))
+    graph = trace(nn.Sequential(layer, nn.ReLU(), nn.Conv2d(16, 4, 1)).eval(), image())
+    named = {one.name: one for one in graph.fixed}
+    (found,) = [one for name, one in named.items() if name.startswith("0.")]
+    assert found.channels == 16 and "weight" in found.reason

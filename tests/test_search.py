@@ -144,6 +144,11 @@ def test_history_falls_to_the_fitness_of_the_plan(graph: ChannelGraph) -> None:
         ({"macs": 45}, ValueError, r"in \(0, 1\], got 45"),
         ({"macs": float("nan")}, ValueError, "got nan"),
         ({"params": -0.1}, ValueError, "params: expected fractions"),
+        ({"macs": True}, TypeError, "macs: expected a number or a list of numbers, got bool"),
+        ({"macs": 0.5, "seed": 1.5}, TypeError, "seed: expected an int, got float"),
+        ({"macs": 0.5, "seed": -1}, ValueError, "seed: expected at least 0, got -1"),
+        ({"macs": 0.5, "population": 64.0}, TypeError, "population: expected an int, got float"),
+        ({"macs": 0.9, "round_to": 64}, ValueError, "got 0.9; stem.0: left whole: no multiple"),
         ({"macs": "half"}, TypeError, "macs: expected a number or a list of numbers, got str"),
         ({"macs": []}, ValueError, "expected lists of the same length"),
         ({"macs": [0.5, 0.4], "params": [0.5]}, ValueError, "expected lists of the same length"),
@@ -163,6 +168,21 @@ def test_bad_input_is_named(
 ) -> None:
     with pytest.raises(error, match=message):
         search(graph, **arguments)
+
+
+def test_a_network_instead_of_its_graph_is_named() -> None:
+    with pytest.raises(TypeError, match="graph: expected what mdcp_fast.trace returns, got Net"):
+        search(Net(), macs=0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_callers_default_dtype_changes_nothing(graph: ChannelGraph, dtype: torch.dtype) -> None:
+    expected = search(graph, macs=0.5).to_json()
+    torch.set_default_dtype(dtype)
+    try:
+        assert search(graph, macs=0.5).to_json() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_the_smallest_budget_that_the_message_names_can_be_met(graph: ChannelGraph) -> None:

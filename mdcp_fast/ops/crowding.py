@@ -70,7 +70,7 @@ def _crowding_distance(points: Tensor, offsets: Tensor, simd: str | None) -> Ten
     level = simd_level(_OP, simd)
     if on_cuda:
         return _launch(native, points, offsets)
-    out = torch.empty(len(points))
+    out = torch.empty(len(points), dtype=torch.float32, device="cpu")
     native.crowding_distance(
         points.data_ptr(),
         offsets.data_ptr(),

@@ -131,12 +131,12 @@ def _kmeans(
     level = simd_level(_OP, simd)
 
     jobs = len(k)
-    label_offsets = torch.zeros(jobs + 1, dtype=torch.int64)
+    label_offsets = torch.zeros(jobs + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(sizes[problem], 0, out=label_offsets[1:])
-    labels = torch.empty(int(label_offsets[-1]), dtype=torch.int64)
-    found = torch.empty((clusters, points.shape[1]))
-    inertia = torch.empty(jobs, dtype=torch.float64)
-    iterations = torch.empty(jobs, dtype=torch.int64)
+    labels = torch.empty(int(label_offsets[-1]), dtype=torch.int64, device="cpu")
+    found = torch.empty((clusters, points.shape[1]), dtype=torch.float32, device="cpu")
+    inertia = torch.empty(jobs, dtype=torch.float64, device="cpu")
+    iterations = torch.empty(jobs, dtype=torch.int64, device="cpu")
     native.kmeans(
         points.data_ptr(),
         offsets.data_ptr(),
@@ -191,7 +191,7 @@ def _check_jobs(k: Tensor, problem: Tensor | None, sizes: Tensor) -> tuple[Tenso
                 f"{_OP}: k: expected one number for each of {len(sizes)} problems "
                 f"(or the argument problem), got {len(k)}"
             )
-        problem = torch.arange(len(k))
+        problem = torch.arange(len(k), device="cpu")
     else:
         problem = check_tensor(_OP, "problem", problem, torch.int64, (len(k),)).cpu()
         bad = ((problem < 0) | (problem >= len(sizes))).nonzero()

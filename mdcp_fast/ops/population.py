@@ -163,7 +163,7 @@ def _evaluate_population(
     if on_cuda:
         fitness = _launch(native, widths, values, offsets, parts, limits)
     else:
-        fitness = torch.empty((runs, candidates), dtype=torch.float64)
+        fitness = torch.empty((runs, candidates), dtype=torch.float64, device="cpu")
         native.evaluate_population(
             *_arguments(widths, values, offsets, parts, limits, fitness), torch.get_num_threads()
         )

@@ -73,7 +73,7 @@ def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) 
     level = simd_level(_OP, simd)
     tensors = [tensor.contiguous() for tensor in weights]
     device = tensors[0].device if tensors else torch.device("cpu")
-    out = torch.empty(sum(rows for rows, _ in shapes), 3, device=device)
+    out = torch.empty(sum(rows for rows, _ in shapes), 3, dtype=torch.float32, device=device)
     if device.type == "cuda":
         _triton_launcher()(tensors, shapes, out)
         strange = _first_strange(out, shapes)

@@ -55,7 +55,7 @@ def _ward(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
     check_finite(_OP, "points", points)
     level = simd_level(_OP, simd)
     rows = int((offsets.diff() - 1).clamp(min=0).sum())
-    linkage = torch.empty((rows, 4), dtype=torch.float64)
+    linkage = torch.empty((rows, 4), dtype=torch.float64, device="cpu")
     native.ward(
         points.data_ptr(),
         offsets.data_ptr(),
