@@ -150,11 +150,16 @@ class GlobalRegion(Region):
     """The registered buffers, seen through one array that spans them all."""
 
     def __init__(self, buffers: Sequence[tuple[int, int]]) -> None:
-        found = sorted((address, address + size) for address, size in buffers if size > 0)
+        found: list[tuple[int, int]] = []
+        for start, end in sorted((address, address + size) for address, size in buffers if size):
+            if found and start < found[-1][1]:  # views of one array: what any of them has
+                found[-1] = (found[-1][0], max(found[-1][1], end))
+            else:
+                found.append((start, end))
         self.starts = np.array([start for start, _ in found], np.int64)
         self.ends = np.array([end for _, end in found], np.int64)
         self.start = found[0][0] // 16 * 16 if found else 0
-        self.end = max(end for _, end in found) if found else 0
+        self.end = found[-1][1] if found else 0
         self.last = (0, 0)  # the buffer that the last access lay in
         # Only what `locate` has checked is ever touched.
         span = {

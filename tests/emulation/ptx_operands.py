@@ -141,8 +141,8 @@ class Operands:
             assert isinstance(base, Name)
             size = machine.kernel.registers[base.name]
             if TYPE_BYTES[size] == 4:
-                read = self.reader(base, "u32")
-                return lambda threads: read(threads).astype(np.int64) + offset
+                read, short = self.reader(base, "u32"), np.uint32(operand.offset & 0xFFFFFFFF)
+                return lambda threads: (read(threads) + short).astype(np.int64)  # it wraps
             read = self.reader(base, "s64")
             return lambda threads: read(threads) + offset
         read = self.reader(base, "s64")

@@ -1,0 +1,86 @@
+"""The PTX that nvcc makes of every kernel, interpreted: the CPU op's bits, nothing to report.
+
+The launchers are the real ones: the emulated core asks the interpreter to run each launch. Every
+kernel and every instance of a kernel template is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import astuple
+
+import crowding_cases
+import population_cases
+import pytest
+import torch
+from emulation.build import EmulatedCore, kernel_sources
+from emulation.ptx_compile import nvcc_ptx
+from emulation.ptx_kernels import PtxKernels
+from torch import Tensor
+
+from mdcp_fast.ops import crowding, population
+
+OLDEST, NEWEST = 75, 90
+CROWDING = crowding_cases.cases()
+POPULATION = population_cases.cases()
+
+
+@pytest.fixture(scope="module")
+def _kernels() -> PtxKernels:
+    return PtxKernels(NEWEST)
+
+
+@pytest.fixture
+def ptx(_kernels: PtxKernels, emulated: EmulatedCore) -> Iterator[PtxKernels]:
+    """The kernels' PTX in place of the kernels of the emulated core."""
+    _kernels.drive(emulated)
+    yield _kernels
+
+
+def crowd(kernels: PtxKernels, points: Tensor, offsets: Tensor) -> Tensor:
+    assert kernels.core is not None
+    return crowding._launch(kernels.core, points, offsets)
+
+
+def evaluate(kernels: PtxKernels, case: population_cases.Case) -> Tensor:
+    assert kernels.core is not None
+    members, loss, cost, budget = case
+    return population._launch(
+        kernels.core, members, loss.values, loss.offsets, astuple(cost), budget
+    )
+
+
+def assert_crowding_agrees(kernels: PtxKernels, points: Tensor, offsets: Tensor) -> None:
+    expected = crowding.crowding_distance(points, offsets)
+    assert kernels.core is not None
+    kernels.core.buffers.clear()
+    assert torch.equal(crowd(kernels, points, offsets), expected)
+
+
+@pytest.mark.parametrize("stem", [source.stem for source in kernel_sources()])
+def test_architectures_have_the_same_code(stem: str) -> None:
+    """What is run for the newest architecture here stands for the oldest too."""
+    (source,) = (source for source in kernel_sources() if source.stem == stem)
+    texts = [nvcc_ptx(source, architecture) for architecture in (OLDEST, NEWEST)]
+    oldest, newest = (re.sub(r"\.target sm_\d+", "", text) for text in texts)
+    assert oldest == newest
+
+
+@pytest.mark.parametrize("name", CROWDING)
+def test_crowding_distance(ptx: PtxKernels, name: str) -> None:
+    assert_crowding_agrees(ptx, *CROWDING[name])
+
+
+def test_crowding_distance_of_segments_beyond_a_tile(ptx: PtxKernels) -> None:
+    offsets = crowding_cases.offsets_of(2048, 2049, 7)
+    assert_crowding_agrees(ptx, crowding_cases.points_of(4104, 2), offsets)
+    assert not ptx.not_launched("crowding")
+
+
+@pytest.mark.parametrize("name", POPULATION)
+def test_evaluate_population(ptx: PtxKernels, name: str) -> None:
+    expected = population.evaluate_population(*POPULATION[name])
+    assert ptx.core is not None
+    ptx.core.buffers.clear()
+    assert torch.equal(evaluate(ptx, POPULATION[name]), expected)
