@@ -128,8 +128,8 @@ def search(
         labels: For `evaluator="network"`: score by the cross entropy with the labels of the
             batches, which are then pairs; by default by the divergence KL(dense || candidate) of
             the class probabilities, which needs none.
-        memory: For `evaluator="network"`: bytes that the activations of a forward pass may take;
-            candidates run in groups that fit. Scratch space inside convolutions comes on top.
+        memory: For `evaluator="network"`: bytes that the activations of a forward pass may take, by
+            default 1 GiB; candidates run in groups that fit. Scratch space inside convolutions comes on top.
 
     Returns:
         A plan, or a list of plans where a budget is a list. Its MACs and parameters are exact. With

@@ -9,6 +9,8 @@ for computing the sample variance", 1983).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor, empty, float32
@@ -99,7 +101,8 @@ def normalise_kernel(
         index = (candidate * channels + channel) * splits + part
         part_mean = tl.load(means + index, mask=there, other=0.0)  # [CHANNELS]
         part_deviation = tl.load(deviations + index, mask=there, other=0.0)  # [CHANNELS]
-        own = tl.maximum(tl.minimum(rows - part * chunk, chunk), 0).to(tl.float32)
+        own = tl.minimum((part + 1) * chunk, rows) - tl.minimum(part * chunk, rows)
+        own = own.to(tl.float32)
         mean, deviation = _joined(count, mean, deviation, own, part_mean, part_deviation)
         count += own
     # 1 / sqrt(deviation^2 + eps), the larger of the two taken out of the root.
@@ -167,6 +170,39 @@ def _joined(
     return joined, largest * tl.sqrt_rn(square)
 
 
+class Layout(NamedTuple):
+    """How both kernels are launched.
+
+    Attributes:
+        programs: Of the grid.
+        splits: Parts that each candidate's channels are described in.
+        rows: Of a tile.
+        channels: Of a tile.
+        sizes: The kernels' arguments from `samples` to `chunk`.
+    """
+
+    programs: int
+    splits: int
+    rows: int
+    channels: int
+    sizes: tuple[int, ...]
+
+
+def layout(x: Tensor, candidates: int) -> Layout:
+    """The launch for `x` as in `launch_population_norm`."""
+    samples, channels, places = x.shape[0] // candidates, x.shape[1], x[0, 0].numel()
+    beside = places == 1 or not x.is_contiguous()  # channels lie side by side
+    wide = min(CHANNELS, triton.next_power_of_2(channels)) if beside else 1
+    rows = min(TILE // wide, triton.next_power_of_2(samples * places))
+    programs = candidates * triton.cdiv(channels, wide)
+    tiles = triton.cdiv(samples * places, rows)
+    splits = min(triton.cdiv(PROGRAMS, programs), triton.cdiv(tiles, TILES_PER_SPLIT), MOST_SPLITS)
+    chunk = triton.cdiv(tiles, splits) * rows
+    strides = (1, channels) if beside else (places, 1)
+    sizes = (samples, channels, places, *strides, splits, chunk)
+    return Layout(programs * splits, splits, rows, wide, sizes)
+
+
 def launch_population_norm(
     x: Tensor, masks: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor
 ) -> None:
@@ -182,27 +218,10 @@ def launch_population_norm(
         out: As `x`, in the same memory format, on a CUDA device (or on the CPU under
             TRITON_INTERPRET=1).
     """
-    candidates, channels = masks.shape
-    samples = x.shape[0] // candidates
-    places = x[0, 0].numel()
-    beside = places == 1 or not x.is_contiguous()  # channels lie side by side
-    wide = min(CHANNELS, triton.next_power_of_2(channels)) if beside else 1
-    rows = min(TILE // wide, triton.next_power_of_2(samples * places))
-    programs = candidates * triton.cdiv(channels, wide)
-    tiles = triton.cdiv(samples * places, rows)
-    splits = min(triton.cdiv(PROGRAMS, programs), triton.cdiv(tiles, TILES_PER_SPLIT), MOST_SPLITS)
-    sizes = (
-        samples,
-        channels,
-        places,
-        1 if beside else places,
-        channels if beside else 1,
-        splits,
-        triton.cdiv(tiles, splits) * rows,
-    )
-    means, deviations = empty(2, candidates, channels, splits, dtype=float32, device=x.device)
-    grid = (programs * splits,)
-    options = {"ROWS": rows, "CHANNELS": wide, **COMPILE_OPTIONS}
+    launch = layout(x, len(masks))
+    means, deviations = empty(2, *masks.shape, launch.splits, dtype=float32, device=x.device)
+    grid, sizes = (launch.programs,), launch.sizes
+    options = {"ROWS": launch.rows, "CHANNELS": launch.channels, **COMPILE_OPTIONS}
     with device_of(x):
         moments_kernel[grid](x, masks, means, deviations, *sizes, **options)
         normalise_kernel[grid](
