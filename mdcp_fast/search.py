@@ -129,7 +129,8 @@ def search(
             batches, which are then pairs; by default by the divergence KL(dense || candidate) of
             the class probabilities, which needs none.
         memory: For `evaluator="network"`: bytes that the activations of a forward pass may take, by
-            default 1 GiB; candidates run in groups that fit. Scratch space inside convolutions comes on top.
+            default 1 GiB; candidates run in groups that fit. Scratch space inside convolutions
+            comes on top.
 
     Returns:
         A plan, or a list of plans where a budget is a list. Its MACs and parameters are exact. With

@@ -7,6 +7,7 @@ its own, once for all cases; results are compared here.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +244,7 @@ def test_bad_arguments_are_named(
 def test_compiles_without_a_gpu(
     capability: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both kernels give a cubin, with channels apart and side by side, and keep no local memory."""
+    """Both kernels give a cubin, with channels apart and side by side, nothing spilled or fused."""
     triton = pytest.importorskip("triton", reason="triton is not installed")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -267,7 +268,7 @@ def test_compiles_without_a_gpu(
             compiled = triton.compile(source, target=target, options=kernels.COMPILE_OPTIONS)
             assert compiled.asm["cubin"][:4] == b"\x7fELF"
             assert f".target sm_{capability}" in compiled.asm["ptx"]
-            assert ".local" not in compiled.asm["ptx"]
+            assert not re.search(r"\.local|\bfma\.", compiled.asm["ptx"])
 
 
 def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

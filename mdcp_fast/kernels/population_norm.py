@@ -21,7 +21,9 @@ CHANNELS = 64  # of a tile where channels lie side by side; else a tile has one
 PROGRAMS = 1024  # where there are fewer, each candidate's channel is split among several
 MOST_SPLITS = 16
 TILES_PER_SPLIT = 4
-COMPILE_OPTIONS = {"num_warps": 4}
+# Fused, a square and its neighbour's sum would differ between the lanes that add them up, and it
+# would be left to chance whose sum counts.
+COMPILE_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
