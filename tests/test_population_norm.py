@@ -276,11 +276,3 @@ def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "mdcp_fast.kernels.population_norm", raising=False)
     with pytest.raises(ImportError, match=r"population_norm: .*`pip install triton`"):
         op._triton_launcher()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", CASES)
-def test_agrees_with_float64_on_the_gpu(name: str) -> None:
-    arguments = CASES[name].arguments()
-    result = population_norm(*(argument.cuda() for argument in arguments)).cpu()
-    assert error(result, *arguments) <= TOLERANCE[CASES[name].dtype]
