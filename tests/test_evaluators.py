@@ -256,7 +256,8 @@ def test_the_network_is_untouched_also_where_its_forward_raises() -> None:
         ),
         ({"memory": 0}, ValueError, "memory: expected a number of bytes"),
         ({"memory": 1000}, ValueError, "memory: expected at least [0-9,]+ bytes, which one cand"),
-        ({"calibration": [INPUTS * torch.nan]}, ValueError, "network's output is finite"),
+        ({"calibration": [INPUTS * torch.nan]}, ValueError, "expected batches of finite numbers"),
+        ({"calibration": [INPUTS * 5e37]}, ValueError, "network's output is finite"),
         ({"population": 2}, ValueError, "population: expected at least 4, got 2"),
     ],
 )
