@@ -113,6 +113,16 @@ def test_strides_gradients_and_nothing() -> None:
     assert crowding_distance(torch.empty(0, 3), torch.zeros(4, dtype=torch.int64)).shape == (0,)
 
 
+def test_the_default_dtype_does_not_matter() -> None:
+    points, offsets = points_of(40, 3), offsets_of(40)
+    expected = crowding_distance(points, offsets)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(crowding_distance(points, offsets), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 POINTS = torch.zeros(4, 2)
 HOLE = torch.tensor([[0.0, 1.0], [2.0, torch.nan], [torch.inf, 0.0], [1.0, 1.0]])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mdcp_fast.ops import reference
 from mdcp_fast.ops._arguments import simd_levels
@@ -213,3 +214,22 @@ def test_registered_with_torch(unit: str) -> None:
         compiled(weights, unit=unit), channel_statistics(weights, unit=unit), strict=True
     ):
         assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize(("unit", "rows"), [("filter", 7), ("kernel", 7 * 5)])
+def test_fake_cuda_tensors(unit: str, rows: int) -> None:
+    with FakeTensorMode():
+        weights = [torch.empty(7, 5, 3, 3, device="cuda", dtype=torch.float16)]
+        result = torch.ops.mdcp_fast.channel_statistics(weights, unit, None)
+    assert result.shape == (rows, 3) and result.dtype == torch.float32
+    assert result.device.type == "cuda"
+
+
+def test_the_default_dtype_does_not_matter() -> None:
+    weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    expected = channel_statistics(weight)[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(channel_statistics(weight)[0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

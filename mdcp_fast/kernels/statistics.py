@@ -131,8 +131,10 @@ def launch_channel_statistics(
         for dtype, table in entries.items():
             if programs[dtype] == 0:
                 continue
+            # Turned round before it is copied: that is a launch less on the device.
+            columns = torch.tensor(table, dtype=torch.int64, device="cpu").T.contiguous()
             channel_statistics_kernel[(programs[dtype],)](
-                torch.tensor(table, dtype=torch.int64, device=out.device).T.contiguous(),
+                columns.to(out.device),
                 len(table),
                 out,
                 WEIGHT=TRITON_DTYPES[dtype],

@@ -95,7 +95,7 @@ def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
     segments = len(offsets) - 1
     plan = core.crowding_distance_cuda_plan(offsets.data_ptr(), segments, dimensions, 0)
     blocks, spread_blocks, _, workspace_bytes = plan
-    tasks = torch.empty(blocks + spread_blocks, TASK_NUMBERS, dtype=torch.int64)
+    tasks = torch.empty(blocks + spread_blocks, TASK_NUMBERS, dtype=torch.int64, device="cpu")
     core.crowding_distance_cuda_plan(offsets.data_ptr(), segments, dimensions, tasks.data_ptr())
     offsets, tasks = offsets.to(points.device), tasks.to(points.device)
     out = points.new_empty(count)

@@ -84,6 +84,7 @@ def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) 
                 for tensor, (rows, row_length) in zip(tensors, shapes, strict=True)
             ],
             dtype=torch.int64,
+            device="cpu",
         )
         strange = native.channel_statistics(
             table.data_ptr(), len(tensors), out.data_ptr(), torch.get_num_threads(), level
