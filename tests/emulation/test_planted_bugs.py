@@ -148,6 +148,14 @@ BUGS = [
         GLOBAL | {"asan-threads": "heap-buffer-overflow"},
     ),
     Bug(
+        "blocks write into each other's rows",
+        "population",
+        "population.cu",
+        "            fitness[candidate] = ",
+        "            fitness[candidate / 2] = ",
+        {"checked": r"race between blocks: thread .* writes .* at \S+:\d+"},
+    ),
+    Bug(
         "shared memory that nobody wrote",
         "crowding",
         "crowding.cu",
