@@ -3,13 +3,16 @@
 //
 // An access must lie within one registered buffer, one __shared__ variable, the dynamic shared
 // memory, the thread's own stack or (to read) the program's constants; and shared memory must have
-// been written in this block before it is read.
+// been written in this block before it is read. No block may touch what another one writes in the
+// same launch, unless by atomic operations: blocks have no order. (Threads of one block have, by
+// its barriers; ThreadSanitizer watches those.)
 #include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <map>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "control.h"
@@ -34,6 +37,16 @@ struct Shared {
 
 std::vector<Shared> shared;  // by address
 bool checking = false;
+
+// The blocks that wrote and read four bytes of global memory in this launch.
+constexpr uint64_t kNobody = ~uint64_t{0};
+constexpr uint64_t kSeveral = kNobody - 1;
+struct Users {
+    uint64_t writer = kNobody;
+    uint64_t reader = kNobody;
+};
+std::unordered_map<uintptr_t, Users> users;
+unsigned users_launch = 0;
 
 // "file:line" of the instruction before a return address, or where it lies in the file.
 std::string source_of(const void* return_address) {
@@ -91,18 +104,45 @@ void check_shared(Shared& region, uintptr_t address, size_t size, bool write, co
         report("uninitialised shared memory", write, size, where(), pc);
 }
 
+// Smaller accesses are left out: neighbours may belong to different blocks.
+void check_blocks(uintptr_t address, size_t size, bool write, const void* pc) {
+    if (uint64_t{grid_size.x} * grid_size.y * grid_size.z == 1) return;
+    if (users_launch != launch_number) users.clear();
+    users_launch = launch_number;
+    const uint64_t own =
+        block_index.x + uint64_t{grid_size.x} * (block_index.y + grid_size.y * block_index.z);
+    for (size_t part = 0; part + 4 <= size; part += 4) {
+        Users& here = users[address + part];
+        const bool written = here.writer != kNobody && here.writer != own;
+        const bool read = write && here.reader != kNobody && here.reader != own;
+        if (written || read) {
+            const uint64_t other = written ? here.writer : here.reader;
+            report("race between blocks", write, size,
+                   (written ? "that block " : "read by block ") +
+                       (other == kSeveral ? "others" : std::to_string(other)) +
+                       (written ? " writes" : ""),
+                   pc);
+        }
+        uint64_t& user = write ? here.writer : here.reader;
+        user = user == kNobody || user == own ? own : kSeveral;
+    }
+}
+
 bool inside(uintptr_t address, size_t size, const void* begin, const void* end) {
     return address >= reinterpret_cast<uintptr_t>(begin) &&
            address + size <= reinterpret_cast<uintptr_t>(end);
 }
 
-void check_kernel(const void* pointer, size_t size, bool write, const void* pc) {
+void check_kernel(const void* pointer, size_t size, bool write, const void* pc, bool atomic) {
     const auto address = reinterpret_cast<uintptr_t>(pointer);
     if (own_stack(pointer)) return;
     const auto after = buffers.upper_bound(address);
     if (after != buffers.begin()) {
         const auto& [begin, length] = *std::prev(after);
-        if (address + size <= begin + length) return;
+        if (address + size <= begin + length) {
+            if (!atomic) check_blocks(address, size, write, pc);
+            return;
+        }
     }
     if (Shared* const region = shared_at(address))
         return check_shared(*region, address, size, write, pc);
@@ -117,11 +157,11 @@ void check_kernel(const void* pointer, size_t size, bool write, const void* pc) 
     report("out of bounds (global)", write, size, where, pc);
 }
 
-void check(const void* pointer, size_t size, bool write, const void* pc) {
+void check(const void* pointer, size_t size, bool write, const void* pc, bool atomic = false) {
     // Not the launcher's accesses, nor those of an instrumented function that the checker calls.
     if (current == nullptr || checking || size == 0) return;
     checking = true;
-    check_kernel(pointer, size, write, pc);
+    check_kernel(pointer, size, write, pc, atomic);
     checking = false;
 }
 
@@ -192,16 +232,16 @@ extern "C" void __tsan_vptr_read(void**) {}
 
 #define EMULATION_ATOMIC(bits)                                                                     \
     extern "C" uint##bits##_t __tsan_atomic##bits##_load(const volatile void* a, int) {            \
-        emulation::check(const_cast<const void*>(a), bits / 8, false, EMULATION_PC);               \
+        emulation::check(const_cast<const void*>(a), bits / 8, false, EMULATION_PC, true);         \
         return *static_cast<const volatile uint##bits##_t*>(a);                                    \
     }                                                                                              \
     extern "C" void __tsan_atomic##bits##_store(volatile void* a, uint##bits##_t v, int) {         \
-        emulation::check(const_cast<const void*>(a), bits / 8, true, EMULATION_PC);                \
+        emulation::check(const_cast<const void*>(a), bits / 8, true, EMULATION_PC, true);          \
         *static_cast<volatile uint##bits##_t*>(a) = v;                                             \
     }                                                                                              \
     extern "C" bool __tsan_atomic##bits##_compare_exchange_strong(                                 \
         volatile void* a, void* expected, uint##bits##_t desired, int, int) {                      \
-        emulation::check(const_cast<const void*>(a), bits / 8, true, EMULATION_PC);                \
+        emulation::check(const_cast<const void*>(a), bits / 8, true, EMULATION_PC, true);          \
         return __atomic_compare_exchange_n(static_cast<volatile uint##bits##_t*>(a),               \
                                            static_cast<uint##bits##_t*>(expected), desired, false, \
                                            __ATOMIC_RELAXED, __ATOMIC_RELAXED);                    \

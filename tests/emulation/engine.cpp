@@ -19,6 +19,7 @@ namespace emulation {
 dim3 grid_size;
 dim3 block_size;
 uint3 block_index;
+unsigned launch_number = 0;
 
 namespace {
 
@@ -99,6 +100,7 @@ void launch(const Launch& what, const Argument* arguments, size_t argument_count
             memory.dynamic_bytes = what.shared_bytes;
             memory.dynamic.reset(new unsigned char[what.shared_bytes + 3 * kZone]);
         }
+        ++launch_number;
         grid_size = what.grid;
         block_size = what.block;
         run_grid(kernel, what.grid, what.block);

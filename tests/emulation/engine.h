@@ -64,6 +64,7 @@ extern Thread* current;
 extern dim3 grid_size;
 extern dim3 block_size;
 extern uint3 block_index;
+extern unsigned launch_number;  // changes with every launch
 
 // Waits for all threads of the block; the result is that of __syncthreads_or, _and or _count.
 int barrier(Barrier kind, int predicate, const char* site);

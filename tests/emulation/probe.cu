@@ -106,7 +106,7 @@ void check_indices() {
 
 void check_barriers() {
     Buffer<int> out(192);
-    MDCP_LAUNCH(barriers, 2, 96, 0, nullptr, out.data());
+    MDCP_LAUNCH(barriers, 1, 96, 0, nullptr, out.data());
     for (int t = 0; t < 96; ++t) {
         expect(out.data()[t] == 95 - t, "shared memory behind a barrier");
         expect(out.data()[96 + t] == 321010, "barriers that count");

@@ -22,8 +22,6 @@ from emulation.build import (
 )
 
 SEEDS = range(1, 6)
-# The CUDA sources of an op that is not alone in its own.
-NEEDS = {"kmeans": ("kmeans", "ward")}
 
 
 @dataclass(frozen=True)
@@ -148,6 +146,14 @@ BUGS = [
         GLOBAL | {"asan-threads": "heap-buffer-overflow"},
     ),
     Bug(
+        "blocks write into each other's rows",
+        "population",
+        "population.cu",
+        "            fitness[candidate] = ",
+        "            fitness[candidate / 2] = ",
+        {"checked": r"race between blocks: thread .* writes .* at \S+:\d+"},
+    ),
+    Bug(
         "shared memory that nobody wrote",
         "crowding",
         "crowding.cu",
@@ -187,7 +193,7 @@ def test_planted_bug_is_reported(bug: Bug, mode: str, report: str) -> None:
         pytest.skip(missing)
     tree = plant(bug)
     driver = EMULATION / f"drive_{bug.op}.cu"
-    kernels = [tree / "cuda" / f"{name}.cu" for name in NEEDS.get(bug.op, (bug.op,))]
+    kernels = [tree / "cuda" / f"{bug.op}.cu"]
     program = build_program(driver, mode, kernels, native=tree)
     # Where the schedule decides, one of a few seeds must do.
     found = ""
