@@ -10,16 +10,20 @@
 
 namespace mdcp {
 
+struct Merge {
+    int32_t left;   // a cluster: a point, or the problem's size + the point its merge absorbed
+    int32_t right;  // the other cluster
+    int32_t size;   // points of the new cluster
+    int32_t into;   // the smallest point of the new cluster
+};
+
 // The merges of every problem, each at the point that it absorbed: the larger one of the two
 // clusters' smallest points. Every point but a problem's first is absorbed once. The points of one
 // problem stand together, as they do in the input; clusters and points are numbered within it.
 struct Merges {      // all [points]
+    Merge* merge;    //
     double* cost;    // what it adds to the sum of squares
     int32_t* round;  // in which it was found, 0 for equal points
-    int32_t* left;   // a cluster: a point, or the problem's size + the point its merge absorbed
-    int32_t* right;  // the other cluster
-    int32_t* size;   // points of the new cluster
-    int32_t* into;   // the smallest point of the new cluster
     int32_t* row;    // place in the hierarchy; at a problem's first point, its number of merges
 };
 

@@ -22,7 +22,7 @@
 
 namespace mdcp {
 
-constexpr int kWardThreads = 512;    // of a block that finishes a large problem
+constexpr int kWardThreads = 256;    // of a block that finishes a large problem
 constexpr int kWardFewThreads = 64;  // or a small one
 constexpr int64_t kWardFewPoints = 128;
 constexpr int64_t kWardWidePoints = 1024;  // rounds of larger problems are spread over blocks,
@@ -34,16 +34,20 @@ constexpr int32_t kWardNobody = std::numeric_limits<int32_t>::max();
 constexpr double kWardFar = std::numeric_limits<double>::infinity();
 constexpr double kWardSlack = 1 + 1e-12;
 
+struct WardCluster {
+    double cost;  // of the merge that made it
+    double nearest_cost;
+    int32_t size;     // points
+    int32_t index;    // the smallest of its points
+    int32_t node;     // a point, or the problem's size + the point its merge absorbed
+    int32_t nearest;  // position of the nearest cluster, or kWardUnknown
+};
+
 // The clusters that stand. Two of these take turns: a step writes what is left into the other.
 struct WardFront {
-    double* coordinates;   // [padded dimensions, points of all problems] centroids
-    double* reciprocal;    // of the size
-    double* cost;          // of the merge that made it
-    double* nearest_cost;  //
-    int32_t* size;         // points
-    int32_t* index;        // the smallest of its points
-    int32_t* node;         // a point, or the problem's size + the point its merge absorbed
-    int32_t* nearest;      // position of the nearest cluster, or kWardUnknown
+    WardCluster* clusters;  // [points of all problems]
+    double* coordinates;    // [padded dimensions, points of all problems] centroids
+    double* reciprocal;     // [points of all problems] of the size
 };
 
 struct WardProgress {
@@ -68,19 +72,12 @@ __device__ __forceinline__ WardFront ward_front(const WardScratch& scratch, int3
                                                 int64_t first) {
     const int64_t at = half * scratch.points + first;
     const WardFront& all = scratch.fronts;
-    return {all.coordinates + half * scratch.points * kDimensions + first,
-            all.reciprocal + at,
-            all.cost + at,
-            all.nearest_cost + at,
-            all.size + at,
-            all.index + at,
-            all.node + at,
-            all.nearest + at};
+    return {all.clusters + at, all.coordinates + half * scratch.points * kDimensions + first,
+            all.reciprocal + at};
 }
 
 __device__ __forceinline__ Merges ward_merges(const Merges& all, int64_t first) {
-    return {all.cost + first, all.round + first, all.left + first, all.right + first,
-            all.size + first, all.into + first,  all.row + first};
+    return {all.merge + first, all.cost + first, all.round + first, all.row + first};
 }
 
 // The nearest cluster of one, by a warp.
@@ -93,6 +90,7 @@ __device__ __forceinline__ void ward_search(const WardFront& front, int64_t stri
     const double reciprocal = front.reciprocal[own];
     double best_cost = kWardFar;
     int32_t best = kWardNobody;
+#pragma unroll 1
     for (int32_t other = lane; other < alive; other += kWarp) {
         const double distance =
             squared_distance<kDimensions>(front.coordinates + other, stride, at, 1);
@@ -115,8 +113,8 @@ __device__ __forceinline__ void ward_search(const WardFront& front, int64_t stri
         }
     }
     if (lane == 0) {
-        front.nearest[own] = best;
-        front.nearest_cost[own] = best_cost;
+        front.clusters[own].nearest = best;
+        front.clusters[own].nearest_cost = best_cost;
     }
 }
 
@@ -130,16 +128,16 @@ __device__ __forceinline__ int32_t ward_merge_equal_points(const WardFront& fron
     const int warps = static_cast<int>(blockDim.x) / kWarp;
     int32_t merged = 0;
     for (int32_t own = warp; own < count; own += warps) {
-        if (front.nearest_cost[own] != 0) {
+        if (front.clusters[own].nearest_cost != 0) {
             if (lane == 0) action[own] = kWardStays;
             continue;
         }
         // The nearest of equal points is the first of them; the first one's is the second.
-        const int32_t first = Min()(own, front.nearest[own]);
+        const int32_t first = Min()(own, front.clusters[own].nearest);
         int32_t members = 0, before = 0, previous = 0, last = 0;
         for (int32_t other = lane; other < count; other += kWarp) {
-            if (front.nearest_cost[other] != 0) continue;
-            if (Min()(other, front.nearest[other]) != first) continue;
+            if (front.clusters[other].nearest_cost != 0) continue;
+            if (Min()(other, front.clusters[other].nearest) != first) continue;
             ++members;
             before += other < own;
             previous = other < own ? other : previous;
@@ -152,17 +150,15 @@ __device__ __forceinline__ int32_t ward_merge_equal_points(const WardFront& fron
         if (lane != 0) continue;
         if (own == first) {
             action[own] = kWardKeeps;
-            front.size[own] = members;
+            front.clusters[own].size = members;
             front.reciprocal[own] = 1 / static_cast<double>(members);
-            front.node[own] = count + last;
+            front.clusters[own].node = count + last;
         } else {
             action[own] = kWardGone;
             merges.cost[own] = 0;
             merges.round[own] = 0;
-            merges.left[own] = previous == first ? first : count + previous;
-            merges.right[own] = own;
-            merges.size[own] = before + 1;
-            merges.into[own] = first;
+            merges.merge[own] = {previous == first ? first : count + previous, own, before + 1,
+                                 first};
             ++merged;
         }
     }
@@ -174,25 +170,24 @@ template <int kDimensions>
 __device__ __forceinline__ void ward_merge(const WardFront& front, const Merges& merges,
                                            int64_t stride, int32_t count, int32_t round,
                                            int32_t keep, int32_t drop) {
+    WardCluster kept = front.clusters[keep];
+    const WardCluster dropped = front.clusters[drop];
     // Rounding must not turn the tree over.
-    const double cost = Max()(Max()(front.nearest_cost[keep], front.cost[keep]), front.cost[drop]);
-    const int32_t absorbed = front.index[drop];
-    const int32_t size = front.size[keep] + front.size[drop];
-    merges.cost[absorbed] = cost;
+    kept.cost = Max()(Max()(kept.nearest_cost, kept.cost), dropped.cost);
+    const int32_t absorbed = dropped.index, size = kept.size + dropped.size;
+    merges.cost[absorbed] = kept.cost;
     merges.round[absorbed] = round;
-    merges.left[absorbed] = front.node[keep];
-    merges.right[absorbed] = front.node[drop];
-    merges.size[absorbed] = size;
-    merges.into[absorbed] = front.index[keep];
+    merges.merge[absorbed] = {kept.node, dropped.node, size, kept.index};
+#pragma unroll 1
     for (int d = 0; d < kDimensions; ++d) {
         double* const coordinates = front.coordinates + d * stride;
-        coordinates[keep] = merged_centroid(coordinates[keep], front.size[keep], coordinates[drop],
-                                            front.size[drop]);
+        coordinates[keep] =
+            merged_centroid(coordinates[keep], kept.size, coordinates[drop], dropped.size);
     }
-    front.size[keep] = size;
     front.reciprocal[keep] = 1 / static_cast<double>(size);
-    front.cost[keep] = cost;
-    front.node[keep] = count + absorbed;
+    front.clusters[keep].cost = kept.cost;
+    front.clusters[keep].size = size;
+    front.clusters[keep].node = count + absorbed;
 }
 
 // Merges all pairs that are each other's nearest, a thread a cluster. Returns how many there were.
@@ -203,8 +198,8 @@ __device__ __forceinline__ int32_t ward_merge_pairs(const WardFront& front, cons
                                                     int32_t* scratch) {
     int32_t merged = 0;
     for (int32_t own = threadIdx.x; own < alive; own += blockDim.x) {
-        const int32_t other = front.nearest[own];
-        if (front.nearest[other] != own) {
+        const int32_t other = front.clusters[own].nearest;
+        if (front.clusters[other].nearest != own) {
             action[own] = kWardStays;
         } else if (own > other) {
             action[own] = kWardGone;
@@ -252,18 +247,16 @@ __device__ __forceinline__ int32_t ward_compact(const WardFront& from, const War
     __syncthreads();
     for (int32_t own = threadIdx.x; own < alive; own += blockDim.x) {
         if (action[own] == kWardGone) continue;
-        const int32_t target = moved[own], nearest = from.nearest[own];
-        const bool known = !all && action[own] == kWardStays && action[nearest] == kWardStays;
+        const int32_t target = moved[own];
+        WardCluster cluster = from.clusters[own];
+        const bool known =
+            !all && action[own] == kWardStays && action[cluster.nearest] == kWardStays;
+        cluster.nearest = known ? moved[cluster.nearest] : kWardUnknown;
+        to.clusters[target] = cluster;
+        to.reciprocal[target] = from.reciprocal[own];
         for (int d = 0; d < kDimensions; ++d) {
             to.coordinates[d * stride + target] = from.coordinates[d * stride + own];
         }
-        to.reciprocal[target] = from.reciprocal[own];
-        to.cost[target] = from.cost[own];
-        to.nearest_cost[target] = from.nearest_cost[own];
-        to.size[target] = from.size[own];
-        to.index[target] = from.index[own];
-        to.node[target] = from.node[own];
-        to.nearest[target] = known ? moved[nearest] : kWardUnknown;
     }
     __syncthreads();
     return total;
@@ -293,7 +286,7 @@ __device__ __forceinline__ WardProgress ward_step(const WardScratch& scratch, in
         // Rounding left a cluster with an outdated idea of its nearest. After a search from
         // everywhere there is always a pair: the smallest index of the cheapest cost.
         for (int32_t own = threadIdx.x; own < now.alive; own += blockDim.x) {
-            front.nearest[own] = kWardUnknown;
+            front.clusters[own].nearest = kWardUnknown;
         }
         __syncthreads();
     }
@@ -316,10 +309,7 @@ __global__ void __launch_bounds__(kWardTile)
             d < problems.dimensions ? problems.points[(first + own) * problems.dimensions + d] : 0;
     }
     front.reciprocal[own] = 1;
-    front.cost[own] = 0;
-    front.size[own] = 1;
-    front.index[own] = front.node[own] = own;
-    front.nearest[own] = kWardUnknown;
+    front.clusters[own] = {0, 0, 1, own, own, kWardUnknown};
 }
 
 // The search of a round, by tiles of clusters.
@@ -334,7 +324,7 @@ __global__ void __launch_bounds__(kWardTileThreads)
     const int32_t end = Min()(begin + kWardTile, now.alive);
     for (int32_t own = begin + static_cast<int32_t>(threadIdx.x) / kWarp; own < end;
          own += kWardTileThreads / kWarp) {
-        if (front.nearest[own] != kWardUnknown) continue;
+        if (front.clusters[own].nearest != kWardUnknown) continue;
         ward_search<kDimensions>(front, scratch.points, now.alive, own);
     }
 }
@@ -371,7 +361,7 @@ __global__ void __launch_bounds__(kWardThreads)
         if (now.alive < 2) return;
         const WardFront front = ward_front<kDimensions>(scratch, now.half, first);
         for (int32_t own = warp; own < now.alive; own += warps) {
-            if (front.nearest[own] != kWardUnknown) continue;
+            if (front.clusters[own].nearest != kWardUnknown) continue;
             ward_search<kDimensions>(front, scratch.points, now.alive, own);
         }
         __syncthreads();
@@ -418,14 +408,14 @@ __global__ void __launch_bounds__(kWardTile)
     const int32_t own = static_cast<int32_t>(problems.tile_begin[blockIdx.x] + threadIdx.x);
     if (own == 0 || own >= count) return;
     const Merges merges = ward_merges(all, first);
-    const int32_t left = merges.left[own], right = merges.right[own];
-    const int32_t a = left < count ? left : count + merges.row[left - count];
-    const int32_t b = right < count ? right : count + merges.row[right - count];
+    const Merge merge = merges.merge[own];
+    const int32_t a = merge.left < count ? merge.left : count + merges.row[merge.left - count];
+    const int32_t b = merge.right < count ? merge.right : count + merges.row[merge.right - count];
     double* const row = linkage + 4 * (problems.rows[problem] + merges.row[own]);
     row[0] = Min()(a, b);
     row[1] = Max()(a, b);
     row[2] = ward_height(merges.cost[own]);
-    row[3] = merges.size[own];
+    row[3] = merge.size;
 }
 
 WardPlan::WardPlan(const int64_t* offsets, int64_t problem_count)
@@ -474,19 +464,12 @@ WardProblems WardPlan::on_device(const float* points, int32_t dimensions,
 Merges launch_hierarchy(const WardPlan& plan, const WardProblems& problems, Workspace& workspace,
                         cudaStream_t stream) {
     const int64_t points = plan.points;
-    const Merges merges{workspace.take<double>(points),  workspace.take<int32_t>(points),
-                        workspace.take<int32_t>(points), workspace.take<int32_t>(points),
-                        workspace.take<int32_t>(points), workspace.take<int32_t>(points),
-                        workspace.take<int32_t>(points)};
+    const Merges merges{workspace.take<Merge>(points), workspace.take<double>(points),
+                        workspace.take<int32_t>(points), workspace.take<int32_t>(points)};
     const WardFront fronts{
+        workspace.take<WardCluster>(2 * points),
         workspace.take<double>(2 * points * padded_dimensions(problems.dimensions)),
-        workspace.take<double>(2 * points),
-        workspace.take<double>(2 * points),
-        workspace.take<double>(2 * points),
-        workspace.take<int32_t>(2 * points),
-        workspace.take<int32_t>(2 * points),
-        workspace.take<int32_t>(2 * points),
-        workspace.take<int32_t>(2 * points)};
+        workspace.take<double>(2 * points)};
     const WardScratch scratch{fronts,
                               points,
                               workspace.take<int32_t>(points),

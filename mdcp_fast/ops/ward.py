@@ -63,11 +63,10 @@ def ward(points: Tensor, offsets: Tensor, *, simd: str | None = None) -> Tensor:
 @torch.library.custom_op("mdcp_fast::ward", mutates_args=())
 def _ward(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
     points = check_points(_OP, points)
-    cuda = runs_on_cuda(_OP, "points", points)
     offsets = check_offsets(_OP, "offsets", offsets, len(points), "rows of points")
     check_finite(_OP, "points", points)
     level = simd_level(_OP, simd)
-    if cuda:
+    if runs_on_cuda(_OP, "points", points):
         return _launch(native, points, offsets)
     linkage = _empty_linkage(points, offsets)
     native.ward(
@@ -124,7 +123,7 @@ def _(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
 
 
 def check_points(op: str, points: Tensor) -> Tensor:
-    """The points made contiguous, after their dtype and shape were found right.
+    """The points made contiguous, after their dtype, shape and device were found right.
 
     Args:
         op: name of the op, for the message.
@@ -132,7 +131,8 @@ def check_points(op: str, points: Tensor) -> Tensor:
 
     Raises:
         TypeError: of another dtype.
-        ValueError: another shape.
+        ValueError: another shape or device.
+        RuntimeError: on a CUDA device, but a build without CUDA.
     """
     points = check_tensor(op, "points", points, torch.float32, (None, None))
     if not 1 <= points.shape[1] <= MAX_DIMENSIONS:
@@ -140,4 +140,5 @@ def check_points(op: str, points: Tensor) -> Tensor:
             f"{op}: points: expected 1 to {MAX_DIMENSIONS} dimensions, "
             f"got shape {list(points.shape)}"
         )
+    runs_on_cuda(op, "points", points)
     return points
