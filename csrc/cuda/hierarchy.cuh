@@ -10,6 +10,10 @@
 
 namespace mdcp {
 
+constexpr int kWardTile = 64;            // clusters or merges that a block of a launch by tiles has
+constexpr int64_t kWardFewPoints = 128;  // up to so many, a small block finishes a problem
+constexpr int64_t kWardWidePoints = 1024;  // above, the first rounds are spread over blocks
+
 struct Merge {
     int32_t left;   // a cluster: a point, or the problem's size + the point its merge absorbed
     int32_t right;  // the other cluster

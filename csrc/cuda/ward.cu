@@ -11,7 +11,6 @@
 // nearest.
 #include <algorithm>
 #include <limits>
-#include <numeric>
 
 #include "cuda/dimensions.cuh"
 #include "cuda/hierarchy.cuh"
@@ -24,10 +23,7 @@ namespace mdcp {
 
 constexpr int kWardThreads = 256;    // of a block that finishes a large problem
 constexpr int kWardFewThreads = 64;  // or a small one
-constexpr int64_t kWardFewPoints = 128;
-constexpr int64_t kWardWidePoints = 1024;  // rounds of larger problems are spread over blocks,
-constexpr int kWardWideRounds = 6;         // this many of them
-constexpr int kWardTile = 64;              // clusters or merges that a block of a wide launch has
+constexpr int kWardWideRounds = 6;   // of the large problems that several blocks share
 constexpr int kWardTileThreads = 256;
 constexpr int32_t kWardUnknown = -1;  // a nearest cluster that is to be searched for
 constexpr int32_t kWardNobody = std::numeric_limits<int32_t>::max();
@@ -90,7 +86,6 @@ __device__ __forceinline__ void ward_search(const WardFront& front, int64_t stri
     const double reciprocal = front.reciprocal[own];
     double best_cost = kWardFar;
     int32_t best = kWardNobody;
-#pragma unroll 1
     for (int32_t other = lane; other < alive; other += kWarp) {
         const double distance =
             squared_distance<kDimensions>(front.coordinates + other, stride, at, 1);
@@ -178,7 +173,6 @@ __device__ __forceinline__ void ward_merge(const WardFront& front, const Merges&
     merges.cost[absorbed] = kept.cost;
     merges.round[absorbed] = round;
     merges.merge[absorbed] = {kept.node, dropped.node, size, kept.index};
-#pragma unroll 1
     for (int d = 0; d < kDimensions; ++d) {
         double* const coordinates = front.coordinates + d * stride;
         coordinates[keep] =
@@ -331,7 +325,7 @@ __global__ void __launch_bounds__(kWardTileThreads)
 
 // The step of a round, a block a problem.
 template <int kDimensions>
-__global__ void __launch_bounds__(kWardThreads)
+__global__ void __launch_bounds__(kWardThreads, 1)
     ward_step_problem(WardProblems problems, WardScratch scratch) {
     __shared__ int32_t shared[kWardThreads / kWarp];
     const int64_t problem = problems.order[blockIdx.x];
@@ -346,7 +340,7 @@ __global__ void __launch_bounds__(kWardThreads)
 // Every round from a problem's first step on, or from where the launches by tiles ended: a block a
 // problem, from the problem `skip` of the order on.
 template <int kDimensions>
-__global__ void __launch_bounds__(kWardThreads)
+__global__ void __launch_bounds__(kWardThreads, 1)
     ward_finish(WardProblems problems, WardScratch scratch, int64_t skip) {
     __shared__ int32_t shared[kWardThreads / kWarp];
     const int64_t problem = problems.order[skip + blockIdx.x];
@@ -416,49 +410,6 @@ __global__ void __launch_bounds__(kWardTile)
     row[1] = Max()(a, b);
     row[2] = ward_height(merges.cost[own]);
     row[3] = merge.size;
-}
-
-WardPlan::WardPlan(const int64_t* offsets, int64_t problem_count)
-    : points(offsets[problem_count]), problems(problem_count), tiles(0) {
-    const auto size = [&](int64_t problem) { return offsets[problem + 1] - offsets[problem]; };
-    std::vector<int64_t> order(problems);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return size(a) > size(b); });
-    const auto larger_than = [&](int64_t limit) {
-        return std::partition_point(order.begin(), order.end(),
-                                    [&](int64_t problem) { return size(problem) > limit; }) -
-               order.begin();
-    };
-    wide = larger_than(kWardWidePoints);
-    large = larger_than(kWardFewPoints);
-
-    std::vector<int64_t> tile_problem, tile_begin;
-    for (int64_t i = 0; i < problems; ++i) {
-        if (i == wide) wide_tiles = static_cast<int64_t>(tile_begin.size());
-        for (int64_t begin = 0; begin < size(order[i]); begin += kWardTile) {
-            tile_problem.push_back(order[i]);
-            tile_begin.push_back(begin);
-        }
-    }
-    tiles = static_cast<int64_t>(tile_begin.size());
-    if (wide == problems) wide_tiles = tiles;
-
-    tables.assign(offsets, offsets + problems + 1);
-    tables.push_back(0);
-    for (int64_t p = 0; p < problems; ++p) {
-        tables.push_back(tables.back() + std::max<int64_t>(size(p) - 1, 0));
-    }
-    tables.insert(tables.end(), order.begin(), order.end());
-    tables.insert(tables.end(), tile_problem.begin(), tile_problem.end());
-    tables.insert(tables.end(), tile_begin.begin(), tile_begin.end());
-}
-
-WardProblems WardPlan::on_device(const float* points, int32_t dimensions,
-                                 const int64_t* tables) const {
-    const int64_t* const rows = tables + problems + 1;
-    const int64_t* const order = rows + problems + 1;
-    return {points, dimensions, tables, rows, order, order + problems, order + problems + tiles};
 }
 
 Merges launch_hierarchy(const WardPlan& plan, const WardProblems& problems, Workspace& workspace,
