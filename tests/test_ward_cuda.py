@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
+from emulated_ops import Emulation
+from emulation.build import EmulatedCore
+from replay import replays
+from test_ward import bounds, cloud
 from torch import Tensor
 
-from clustering_inputs import (
-    COUNTS,
-    POWERS,
-    TIES,
-    bounds,
-    cloud,
-    integers_of_magnitude,
-    small_problems,
-    thousand_sizes,
-)
-from emulation.build import EmulatedCore
 from mdcp_fast.ops.ward import _launch, ward
 
+ELSEWHERE = Emulation([importlib.import_module("mdcp_fast.ops.ward")], schedules=(1, 2))
 SCHEDULES = (0, 1, 2, 3)
+
+
+@pytest.fixture(autouse=True)
+def _emulation(emulated: EmulatedCore) -> None:
+    ELSEWHERE.core = emulated
+
+
+for _name, _test in replays("ward", ELSEWHERE):
+    globals()[_name] = _test
 
 
 def check(
@@ -32,22 +37,9 @@ def check(
         assert torch.equal(_launch(core, points.contiguous(), offsets), expected), seed
 
 
-@pytest.mark.parametrize("count", [*COUNTS, 128, 129, 1024])
-def test_every_size_of_block_and_tile(emulated: EmulatedCore, count: int) -> None:
-    check(emulated, cloud(count, 3, count), schedules=(0, 1) if count >= 1000 else SCHEDULES)
-
-
-@pytest.mark.parametrize("dimensions", range(1, 17))
-def test_every_dimension(emulated: EmulatedCore, dimensions: int) -> None:
-    check(emulated, cloud(150, dimensions, dimensions))
-
-
-def test_4096_points(emulated: EmulatedCore) -> None:
-    check(emulated, cloud(4096, 3), schedules=(1,))
-
-
-def test_many_equal_points(emulated: EmulatedCore) -> None:
-    check(emulated, torch.ones(4096, 16), schedules=(2,))
+@pytest.mark.parametrize("count", [32, 33, 127, 128, 129, 255, 256, 257])
+def test_sizes_around_those_of_tiles_and_blocks(emulated: EmulatedCore, count: int) -> None:
+    check(emulated, cloud(count, 3, count))
 
 
 @pytest.mark.parametrize("dimensions", [1, 3, 4, 5, 16])
@@ -61,33 +53,13 @@ def test_a_large_line_of_equal_steps_takes_a_round_for_each_pair(emulated: Emula
     check(emulated, torch.arange(1100.0)[:, None], schedules=(1,))
 
 
-@pytest.mark.parametrize("name", TIES)
-def test_ties(emulated: EmulatedCore, name: str) -> None:
-    check(emulated, TIES[name])
-
-
-def test_small_problems(emulated: EmulatedCore) -> None:
-    for points in small_problems():
-        check(emulated, points, schedules=(1, 2))
-
-
-@pytest.mark.parametrize("power", POWERS)
-def test_huge_and_tiny_magnitudes(emulated: EmulatedCore, power: int) -> None:
-    check(emulated, integers_of_magnitude(power))
-
-
-def test_a_thousand_problems_in_one_call(emulated: EmulatedCore) -> None:
-    sizes = thousand_sizes().tolist()
-    check(emulated, cloud(sum(sizes), 3), *sizes, schedules=(1, 2))
-
-
-@pytest.mark.parametrize("sizes", [(0,), (1,), (0, 1, 0, 1)])
-def test_nothing_to_merge(emulated: EmulatedCore, sizes: tuple[int, ...]) -> None:
-    check(emulated, cloud(sum(sizes), 2), *sizes)
-
-
-def test_no_problems(emulated: EmulatedCore) -> None:
-    assert _launch(emulated, cloud(0, 2), bounds()).shape == (0, 4)
+def test_the_number_of_launches_depends_on_no_value(emulated: EmulatedCore) -> None:
+    launches: list[str] = []
+    emulated.set_launch_hook(lambda kernel, *_: launches.append(kernel))
+    _launch(emulated, cloud(1000, 3), bounds(30, 0, 970))
+    assert len(launches) == 6  # start, search, finish large and small ones, rank, write
+    _launch(emulated, cloud(1000, 3), bounds(30, 0, 970))
+    assert len(launches) == 12
 
 
 def test_every_access_is_within_the_memory_given(checked: EmulatedCore) -> None:
