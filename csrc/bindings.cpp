@@ -127,6 +127,28 @@ PYBIND11_MODULE(_native, module) {
                                          at<void>(workspace), device, at<void>(stream));
         },
         release());
+    module.def(
+        "ward_cuda",
+        [](Address points, Address offsets, Address tables, int64_t problems, int32_t dimensions,
+           Address linkage, Address workspace, int device, Address stream) {
+            mdcp::ward_cuda(at<const float>(points), at<const int64_t>(offsets),
+                            at<const int64_t>(tables), problems, dimensions, at<double>(linkage),
+                            at<void>(workspace), device, at<void>(stream));
+        },
+        release());
+    module.def(
+        "ward_cuda_tables",
+        [](Address offsets, int64_t problems, Address tables) {
+            return mdcp::ward_cuda_tables(at<const int64_t>(offsets), problems,
+                                          at<int64_t>(tables));
+        },
+        release());
+    module.def(
+        "ward_cuda_workspace",
+        [](Address offsets, int64_t problems, int32_t dimensions) {
+            return mdcp::ward_cuda_workspace(at<const int64_t>(offsets), problems, dimensions);
+        },
+        release());
 #else
     module.attr("with_cuda") = false;
     module.def("cuda_device_count", [] { return 0; });

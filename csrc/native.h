@@ -94,6 +94,19 @@ void ward(const float* points,     // [offsets[problems], dimensions], finite
           double* linkage,  // OUT [sum of max(problem size - 1, 0), 4]
           Execution how);
 
+// The same on a device, on a stream. `offsets` is memory of the host; everything else is the
+// device's: points, linkage, `tables` (filled from what ward_cuda_tables wrote) and
+// ward_cuda_workspace bytes of scratch memory. CUDA builds only.
+void ward_cuda(const float* points,     // [offsets[problems], dimensions], finite
+               const int64_t* offsets,  // [problems + 1]
+               const int64_t* tables,   // [ward_cuda_tables]
+               int64_t problems, int32_t dimensions,
+               double* linkage,  // OUT [sum of max(problem size - 1, 0), 4]
+               void* workspace, int device, void* stream);
+// Writes the tables, unless null, and returns how many numbers they have.
+int64_t ward_cuda_tables(const int64_t* offsets, int64_t problems, int64_t* tables);
+int64_t ward_cuda_workspace(const int64_t* offsets, int64_t problems, int32_t dimensions);
+
 struct KMeansProblem {
     enum Init : int32_t { kWard = 0, kPlusPlus = 1, kGiven = 2 };
     const float* points;     // [offsets[problems], dimensions], finite

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from mdcp_fast.ops._arguments import check_finite, check_offsets, check_tensor, simd_level
+from mdcp_fast.ops._arguments import (
+    check_finite,
+    check_offsets,
+    check_tensor,
+    device_and_stream,
+    runs_on_cuda,
+    simd_level,
+)
 from mdcp_fast.ops._native import native
 
 MAX_DIMENSIONS = 16
@@ -19,12 +28,14 @@ def ward(points: Tensor, offsets: Tensor, *, simd: str | None = None) -> Tensor:
     of squared distances from the centroids merge, until one is left. Found by rounds of reciprocal
     nearest neighbours, which is the same hierarchy in memory proportional to the points. Distances
     are computed in float64. Among equally near clusters the one with the smallest point comes
-    first. The result is the same bit for bit for any number of threads and any instruction set.
+    first. The result is the same bit for bit on the CPU, for any number of threads and any
+    instruction set, and on a CUDA device, where it is found on the current stream. To check the
+    arguments, a call there waits for the points and copies the offsets to the host.
 
     Args:
         points: float32 [N, D], 1 <= D <= 16, all finite. Gradients do not flow.
-        offsets: int64 [P + 1]: problem p is points[offsets[p] : offsets[p + 1]]; starts at 0, never
-            decreases, ends at N. Empty problems and single points have no rows.
+        offsets: int64 [P + 1], on any device: problem p is points[offsets[p] : offsets[p + 1]];
+            starts at 0, never decreases, ends at N. Empty problems and single points have no rows.
         simd: the CPU instruction set, None for the best one; no answer depends on it.
 
     Returns:
@@ -37,6 +48,7 @@ def ward(points: Tensor, offsets: Tensor, *, simd: str | None = None) -> Tensor:
         TypeError: not a tensor, or of another dtype.
         ValueError: another shape or device, offsets that are not bounds of problems, a NaN or an
             infinity among the points.
+        RuntimeError: points on a CUDA device, but a build without CUDA.
 
     Source: Ward, "Hierarchical grouping to optimize an objective function", Journal of the American
     Statistical Association 58, 1963; Murtagh, "A survey of recent advances in hierarchical
@@ -54,8 +66,9 @@ def _ward(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
     offsets = check_offsets(_OP, "offsets", offsets, len(points), "rows of points")
     check_finite(_OP, "points", points)
     level = simd_level(_OP, simd)
-    rows = int((offsets.diff() - 1).clamp(min=0).sum())
-    linkage = torch.empty((rows, 4), dtype=torch.float64, device="cpu")
+    if runs_on_cuda(_OP, "points", points):
+        return _launch(native, points, offsets)
+    linkage = _empty_linkage(points, offsets)
     native.ward(
         points.data_ptr(),
         offsets.data_ptr(),
@@ -66,6 +79,40 @@ def _ward(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
         level,
     )
     return linkage
+
+
+def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
+    """The op on a device.
+
+    Args:
+        core: the native module whose kernels are to run.
+        points: contiguous float32 [N, D], in the device's memory.
+        offsets: contiguous int64 [P + 1], on the CPU.
+    """
+    problems, dimensions = len(offsets) - 1, points.shape[1]
+    bounds = offsets.data_ptr()
+    tables = torch.empty(core.ward_cuda_tables(bounds, problems, 0), dtype=torch.int64, device="cpu")
+    core.ward_cuda_tables(bounds, problems, tables.data_ptr())
+    tables = tables.to(points.device)
+    bytes_needed = core.ward_cuda_workspace(bounds, problems, dimensions)
+    workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=points.device)
+    linkage = _empty_linkage(points, offsets)
+    core.ward_cuda(
+        points.data_ptr(),
+        bounds,
+        tables.data_ptr(),
+        problems,
+        dimensions,
+        linkage.data_ptr(),
+        workspace.data_ptr(),
+        *device_and_stream(points),
+    )
+    return linkage
+
+
+def _empty_linkage(points: Tensor, offsets: Tensor) -> Tensor:
+    rows = int((offsets.diff() - 1).clamp(min=0).sum())
+    return points.new_empty((rows, 4), dtype=torch.float64)
 
 
 @_ward.register_fake
@@ -80,7 +127,7 @@ def check_points(op: str, points: Tensor) -> Tensor:
 
     Args:
         op: name of the op, for the message.
-        points: what the caller gave; wanted: float32 [N, 1 to 16] on the CPU.
+        points: what the caller gave; wanted: float32 [N, 1 to 16].
 
     Raises:
         TypeError: of another dtype.
@@ -92,9 +139,6 @@ def check_points(op: str, points: Tensor) -> Tensor:
             f"{op}: points: expected 1 to {MAX_DIMENSIONS} dimensions, "
             f"got shape {list(points.shape)}"
         )
-    if points.device.type != "cpu":
-        raise ValueError(
-            f"{op}: points: expected a tensor on cpu (this version has no CUDA kernel for this "
-            f"op), got one on {points.device}"
-        )
+    if points.device.type != "cuda":  # a fake tensor may be there without CUDA in the build
+        runs_on_cuda(op, "points", points)
     return points

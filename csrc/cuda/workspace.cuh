@@ -1,0 +1,30 @@
+// Cuts the one block of scratch memory that a launcher is given into arrays.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mdcp {
+
+class Workspace {
+  public:
+    explicit Workspace(void* start) : start_(static_cast<char*>(start)) {}
+
+    // [count], aligned for any access. Without memory (a null start) only bytes() grows.
+    template <class T>
+    T* take(int64_t count) {
+        T* const array = start_ ? reinterpret_cast<T*>(start_ + bytes_) : nullptr;
+        bytes_ += (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+        return array;
+    }
+
+    size_t bytes() const { return bytes_; }
+    bool has_memory() const { return start_ != nullptr; }
+
+  private:
+    static constexpr size_t kAlignment = 256;
+    char* start_;
+    size_t bytes_ = 0;
+};
+
+}  // namespace mdcp
