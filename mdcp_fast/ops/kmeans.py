@@ -114,6 +114,8 @@ def _kmeans(
     simd: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     points = check_points(_OP, points)
+    if points.device.type != "cpu":
+        raise ValueError(f"{_OP}: points: expected a tensor on cpu, got one on {points.device}")
     offsets = check_offsets(_OP, "offsets", offsets, len(points), "rows of points")
     sizes = offsets.diff()
     if len(sizes) and sizes.max() > _MAX_POINTS:

@@ -91,7 +91,9 @@ def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
     """
     problems, dimensions = len(offsets) - 1, points.shape[1]
     bounds = offsets.data_ptr()
-    tables = torch.empty(core.ward_cuda_tables(bounds, problems, 0), dtype=torch.int64, device="cpu")
+    tables = torch.empty(
+        core.ward_cuda_tables(bounds, problems, 0), dtype=torch.int64, device="cpu"
+    )
     core.ward_cuda_tables(bounds, problems, tables.data_ptr())
     tables = tables.to(points.device)
     bytes_needed = core.ward_cuda_workspace(bounds, problems, dimensions)
