@@ -207,7 +207,10 @@ def apply_atomic(
     """Changes view[places], thread after thread; what each found there, where that is wanted."""
     found = np.zeros(len(places), view.dtype)
     if not wants_old and name in ORDERLESS and view.dtype.kind != "f":
-        ATOMICS[name].at(view, places, values[0])  # type: ignore[attr-defined]
+        distinct, where = np.unique(places, return_inverse=True)
+        changed = view[distinct]  # `at` on a view of all memory makes NumPy abort
+        ATOMICS[name].at(changed, where, values[0])  # type: ignore[attr-defined]
+        view[distinct] = changed
         return found
     if name == "add" and view.dtype.kind != "f":
         return _add_in_turn(view, places, values[0])
@@ -235,5 +238,6 @@ def _add_in_turn(view: Array, places: Array, values: Array) -> Array:
     found = np.empty(len(places), view.dtype)
     own = before - np.repeat(before[starts], lengths)
     found[order] = view[places[order]] + own
-    np.add.at(view, places, values)
+    last = order[starts + lengths - 1]
+    view[places[last]] = found[last] + values[last]
     return found
