@@ -19,7 +19,7 @@ from emulation.ptx_compile import nvcc_ptx
 from emulation.ptx_kernels import PtxKernels
 from torch import Tensor
 
-from mdcp_fast.ops import crowding, population
+from mdcp_fast.ops import crowding, population, ward
 
 OLDEST, NEWEST = 75, 90
 CROWDING = crowding_cases.cases()
@@ -84,3 +84,45 @@ def test_evaluate_population(ptx: PtxKernels, name: str) -> None:
     assert ptx.core is not None
     ptx.core.buffers.clear()
     assert torch.equal(evaluate(ptx, POPULATION[name]), expected)
+
+
+def points_of(count: int, dimensions: int) -> Tensor:
+    """Some of them equal."""
+    points = crowding_cases.points_of(count, dimensions)
+    points[count // 2 : count // 2 + count // 4] = points[: count // 4].round()
+    return points
+
+
+def assert_ward_agrees(kernels: PtxKernels, points: Tensor, offsets: Tensor) -> None:
+    expected = ward.ward(points, offsets)
+    assert kernels.core is not None
+    kernels.core.buffers.clear()
+    assert torch.equal(ward._launch(kernels.core, points, offsets), expected)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4, 5, 8, 11, 16])
+def test_ward(ptx: PtxKernels, dimensions: int) -> None:
+    """Small problems share a launch; the large one takes several blocks."""
+    sizes = (1, 2, 3, 33, 0, 70)
+    points = points_of(sum(sizes), dimensions)
+    assert_ward_agrees(ptx, points, crowding_cases.offsets_of(*sizes))
+
+
+def test_ward_of_special_problems(ptx: PtxKernels) -> None:
+    line = torch.arange(40.0)[:, None]
+    for points in (torch.ones(20, 3), line, points_of(30, 2).round(), torch.zeros(0, 3)):
+        assert_ward_agrees(ptx, points, crowding_cases.offsets_of(len(points)))
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4, 8, 16])
+def test_ward_of_problems_of_several_blocks(ptx: PtxKernels, dimensions: int) -> None:
+    points = points_of(1030, dimensions)
+    assert_ward_agrees(ptx, points, crowding_cases.offsets_of(1026, 4))
+
+
+def test_every_instance_of_a_kernel_was_run(ptx: PtxKernels) -> None:
+    """By the tests above, when all of them are run."""
+    if not ptx.launched:
+        pytest.skip("no kernels were run before this test")
+    for stem in ptx.modules:
+        assert not ptx.not_launched(stem), stem
