@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from emulation.ptx_memory import Fault, GlobalRegion, OwnedRegion, RaceTracker, Region
+from emulation.ptx_memory import Fault, GlobalRegion, OwnedRegion, Region
 from emulation.ptx_numbers import DTYPES, Array
 from emulation.ptx_parse import TYPE_BYTES, Function, Instruction, PtxError, lay_out
+from emulation.ptx_races import Clock, RaceTracker
 
 WARP = 32
 ThreadSet = slice | Array
@@ -85,6 +86,7 @@ class Machine:
         self.warp_size = np.minimum(WARP, self.block_threads - inside // WARP * WARP)
         self.special = self._special_registers(inside)
         self.registers: dict[str, Register] = {}
+        self.clock = Clock(self.block_of, self.warp_of)
         self.regions = self._regions(shared_bytes)
         self.addresses = global_addresses | {
             name: variable.offset for name, variable in kernel.variables.items()
@@ -148,13 +150,13 @@ class Machine:
         }
         for name in ("shared", "local"):
             regions[name].written = np.zeros(len(regions[name].view(DTYPES["u8"])), np.uint8)
-        unit = self._smallest_shared_access()
+        self.granule = self._smallest_access()
         size = len(regions["shared"].view(DTYPES["u8"]))
-        regions["shared"].races = RaceTracker("shared", size, unit, self.block_of, self.warp_of)
+        regions["shared"].races = RaceTracker("shared", size, self.granule, self.clock)
         self.local_variables = {v.name for v in local}
         return regions
 
-    def _smallest_shared_access(self) -> int:
+    def _smallest_access(self) -> int:
         sizes = [8]
         for instruction in self.kernel.instructions:
             if instruction.parts[0] in ("ld", "st", "atom", "red", "cp"):
@@ -206,11 +208,10 @@ class Machine:
             region = self.regions[name]
             assert isinstance(region, OwnedRegion)
             region.forget()
-        races = self.regions["shared"].races
-        assert races is not None
-        races.start()
+        self.clock.start()
         self.regions["param"].view(DTYPES["u8"])[: len(parameters)] = parameters
         self.regions["global"] = memory
+        memory.races = RaceTracker("global", memory.packed_bytes, self.granule, self.clock)
         block = (first_block + self.block_of) % (grid[0] * grid[1] * grid[2])
         for axis, index in zip(
             "xyz",
@@ -334,9 +335,7 @@ class Machine:
         reduce = self.code[place - 1].barrier_result
         if reduce is not None:
             reduce(self.compact(members))
-        races = self.regions["shared"].races
-        assert races is not None
-        races.barrier(np.unique(self.block_of[members]))
+        self.clock.barrier(np.unique(self.block_of[members]))
         self.at_barrier[members] = -1
 
     def end(self, threads: ThreadSet) -> None:

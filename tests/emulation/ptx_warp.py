@@ -30,6 +30,7 @@ class WarpInstructions:
             holds = self.operands.reader(instruction.guard, "pred")
 
         def meet(threads: ThreadSet) -> tuple[ThreadSet | None, ThreadSet | None]:
+            machine.clock.warp_meeting(machine.numbers[threads])
             if holds is None and threads is machine.all:
                 masks = mask_of(threads)
                 if np.ndim(masks) == 0 and int(masks) == 0xFFFFFFFF:
@@ -91,9 +92,7 @@ class WarpInstructions:
         machine = self.machine
 
         def run(threads: ThreadSet) -> None:
-            races = machine.regions["shared"].races
-            assert races is not None
-            races.warp_barrier(np.unique(machine.warp_of[threads]))
+            machine.clock.warp_barrier(machine.numbers[threads])
 
         return run
 

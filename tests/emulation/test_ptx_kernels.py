@@ -7,19 +7,21 @@ kernel and every instance of a kernel template is run.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple
+from typing import Any
 
 import crowding_cases
 import population_cases
 import pytest
 import torch
 from emulation.build import EmulatedCore, kernel_sources
+from emulation.ptx import Module, PtxError
 from emulation.ptx_compile import nvcc_ptx
 from emulation.ptx_kernels import PtxKernels
 from torch import Tensor
 
-from mdcp_fast.ops import crowding, population
+from mdcp_fast.ops import crowding, population, ward
 
 OLDEST, NEWEST = 75, 90
 CROWDING = crowding_cases.cases()
@@ -84,3 +86,111 @@ def test_evaluate_population(ptx: PtxKernels, name: str) -> None:
     assert ptx.core is not None
     ptx.core.buffers.clear()
     assert torch.equal(evaluate(ptx, POPULATION[name]), expected)
+
+
+def points_of(count: int, dimensions: int) -> Tensor:
+    """Some of them equal."""
+    points = crowding_cases.points_of(count, dimensions)
+    points[count // 2 : count // 2 + count // 4] = points[: count // 4].round()
+    return points
+
+
+def assert_ward_agrees(kernels: PtxKernels, points: Tensor, offsets: Tensor) -> None:
+    expected = ward.ward(points, offsets)
+    assert kernels.core is not None
+    kernels.core.buffers.clear()
+    assert torch.equal(ward._launch(kernels.core, points, offsets), expected)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4, 5, 8, 11, 16])
+def test_ward(ptx: PtxKernels, dimensions: int) -> None:
+    """Small problems share a launch; the large one takes several blocks."""
+    sizes = (1, 2, 3, 33, 0, 70)
+    points = points_of(sum(sizes), dimensions)
+    assert_ward_agrees(ptx, points, crowding_cases.offsets_of(*sizes))
+
+
+def test_ward_of_special_problems(ptx: PtxKernels) -> None:
+    line = torch.arange(40.0)[:, None]
+    for points in (torch.ones(20, 3), line, points_of(30, 2).round(), torch.zeros(0, 3)):
+        assert_ward_agrees(ptx, points, crowding_cases.offsets_of(len(points)))
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4, 8, 16])
+def test_ward_of_problems_of_several_blocks(ptx: PtxKernels, dimensions: int) -> None:
+    points = points_of(1030, dimensions)
+    assert_ward_agrees(ptx, points, crowding_cases.offsets_of(1026, 4))
+
+
+def test_every_instance_of_a_kernel_was_run(
+    ptx: PtxKernels, request: pytest.FixtureRequest
+) -> None:
+    """By the tests above."""
+    options = request.config.option
+    if options.keyword or options.markexpr or any("::" in name for name in request.config.args):
+        pytest.skip("only some of the tests were chosen")
+    for stem in ptx.modules:
+        assert not ptx.not_launched(stem), stem
+
+
+# A check that cannot fail is no check: planted bugs
+
+
+def without_barriers(stem: str, kernel: str) -> Iterator[PtxKernels]:
+    """The kernels, one barrier of one kernel left out each time."""
+    (source,) = (source for source in kernel_sources() if source.stem == stem)
+    text = nvcc_ptx(source, NEWEST)
+    (name,) = (name for name in Module(text).kernels if kernel in name)
+    start = text.index(f".entry {name}(")
+    end = text.find(".entry", start + 1) % (len(text) + 1)
+    for barrier in re.finditer(r"bar\.sync\s+0;", text[start:end]):
+        first, last = (start + at for at in barrier.span())
+        yield PtxKernels(NEWEST, {stem: text[:first] + text[last:]})
+
+
+def reports(kernels: PtxKernels, core: EmulatedCore, run: Callable[[PtxKernels], None]) -> bool:
+    kernels.drive(core)
+    core.buffers.clear()
+    try:
+        run(kernels)
+    except PtxError as error:
+        return "race:" in str(error)
+    return False
+
+
+def test_each_barrier_of_the_crowding_kernel_is_missed(emulated: EmulatedCore) -> None:
+    offsets = crowding_cases.offsets_of(300, 20, 2049)  # in threads, in tiles, beyond a tile
+    points = crowding_cases.points_of(2369, 2)
+
+    def run(kernels: PtxKernels) -> None:
+        crowd(kernels, points, offsets)
+
+    found = [reports(k, emulated, run) for k in without_barriers("crowding", "15crowding_kernel")]
+    assert found and all(found)
+
+
+def test_barriers_of_wards_finish_are_missed(emulated: EmulatedCore) -> None:
+    """All but one, of which no case here shows that it is needed."""
+    points = torch.cat([points_of(60, 2), torch.arange(40.0)[:, None].expand(40, 2)])
+    offsets = crowding_cases.offsets_of(60, 40)
+
+    def run(kernels: PtxKernels) -> None:
+        ward._launch(kernels.core, points, offsets)
+
+    found = [reports(k, emulated, run) for k in without_barriers("ward", "ward_finishILi2E")]
+    assert len(found) > 1 and sum(found) >= len(found) - 1
+
+
+def test_a_buffer_that_is_one_number_short_is_missed(
+    ptx: PtxKernels, emulated: EmulatedCore
+) -> None:
+    points, offsets = crowding_cases.points_of(70, 3), crowding_cases.offsets_of(30, 40)
+
+    def launch(*given: Any) -> None:
+        address = next(a for a, size in emulated.buffers.items() if size == points.nbytes)
+        emulated.buffers[address] -= 4
+        ptx(*given)
+
+    emulated.set_launch_hook(launch)
+    with pytest.raises(PtxError, match="global access of 4 bytes .* out of bounds: 836 bytes into"):
+        crowd(ptx, points, offsets)
