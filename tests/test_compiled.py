@@ -8,13 +8,21 @@ from __future__ import annotations
 import itertools
 import re
 import subprocess
+from collections.abc import Callable
+from dataclasses import astuple
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+import crowding_cases
 import cubins
 import occupancy
+import population_cases
 import pytest
 from cubins import ARCHITECTURES, Instruction, Resources
+from emulation.build import EmulatedCore
+
+from mdcp_fast.ops import crowding, population
 
 needs_nvcc = pytest.mark.skipif(cubins.nvcc() is None, reason="needs nvcc: none on the PATH")
 HOPPER = 90
@@ -64,6 +72,42 @@ def test_every_block_that_the_bounds_allow_can_be_launched(compiled: Compiled) -
             kernel.architecture, kernel.threads, kernel.registers, kernel.shared
         )
         assert blocks >= 1, kernel
+
+
+def launch_crowding(core: EmulatedCore) -> None:
+    for points, offsets in crowding_cases.cases().values():
+        crowding._launch(core, points, offsets)
+
+
+def launch_population(core: EmulatedCore) -> None:
+    for members, loss, cost, budget in population_cases.cases().values():
+        population._launch(core, members, loss.values, loss.offsets, astuple(cost), budget)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("launch", [launch_crowding, launch_population])
+def test_every_launch_fits_what_was_compiled(
+    compiled: Compiled, emulated: EmulatedCore, launch: Callable[[EmulatedCore], None]
+) -> None:
+    """Blocks keep to __launch_bounds__, and their registers and shared memory to the device's."""
+    made: set[tuple[str, int, int]] = set()  # symbol, threads and dynamic shared bytes
+
+    def note(
+        symbol: str, grid: tuple[int, ...], block: tuple[int, ...], shared: int, *_: object
+    ) -> None:
+        assert 1 <= grid[0] < 2**31 and max(grid[1:]) < 2**16
+        made.add((symbol, prod(block), shared))
+
+    emulated.set_launch_hook(note)
+    launch(emulated)
+    assert made
+    for symbol, threads, shared in made:
+        found = [kernel for kernel in compiled.kernels if kernel.symbol == symbol]
+        assert [kernel.architecture for kernel in found] == list(ARCHITECTURES), symbol
+        for kernel in found:
+            assert threads <= kernel.threads, kernel
+            held = (kernel.architecture, threads, kernel.registers, kernel.shared + shared)
+            assert occupancy.active_blocks(*held) >= 1, (kernel, threads, shared)
 
 
 @needs_nvcc
