@@ -19,10 +19,11 @@ import cubins
 import occupancy
 import population_cases
 import pytest
+import torch
 from cubins import ARCHITECTURES, Instruction, Resources
 from emulation.build import EmulatedCore
 
-from mdcp_fast.ops import crowding, population
+from mdcp_fast.ops import crowding, population, ward
 
 needs_nvcc = pytest.mark.skipif(cubins.nvcc() is None, reason="needs nvcc: none on the PATH")
 HOPPER = 90
@@ -84,8 +85,14 @@ def launch_population(core: EmulatedCore) -> None:
         population._launch(core, members, loss.values, loss.offsets, astuple(cost), budget)
 
 
+def launch_ward(core: EmulatedCore) -> None:
+    for dimensions in (1, 2, 3, 4, 8, 16):
+        points, offsets = torch.zeros(2600, dimensions), torch.tensor([0, 0, 1, 100, 600, 2600])
+        ward._launch(core, points, offsets)
+
+
 @needs_nvcc
-@pytest.mark.parametrize("launch", [launch_crowding, launch_population])
+@pytest.mark.parametrize("launch", [launch_crowding, launch_population, launch_ward])
 def test_every_launch_fits_what_was_compiled(
     compiled: Compiled, emulated: EmulatedCore, launch: Callable[[EmulatedCore], None]
 ) -> None:
