@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.graph import ChannelGraph
+from mdcp_fast.ops._arguments import MAX_DIMENSIONS
 from mdcp_fast.ops.statistics import channel_statistics
-
-MOST_DIMENSIONS = 16  # what the clustering kernels take
 
 
 class Descriptors(NamedTuple):
@@ -83,12 +82,12 @@ def _column_means(columns: Tensor) -> Tensor:
 
 def _reduced(points: Tensor) -> Tensor:
     """float64 [C, D] -> float32 [C, at most 16]: the principal components of largest variance."""
-    if points.shape[1] > MOST_DIMENSIONS:
+    if points.shape[1] > MAX_DIMENSIONS:
         # einsum without BLAS adds in one thread: the same bits whatever the number of threads.
         matrix = points.numpy()
         covariance = np.einsum("cd,ce->de", matrix, matrix, optimize=False)
         _, vectors = np.linalg.eigh(covariance)
-        vectors = vectors[:, ::-1][:, :MOST_DIMENSIONS]
+        vectors = vectors[:, ::-1][:, :MAX_DIMENSIONS]
         largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
         points = torch.from_numpy(
             np.einsum("cd,de->ce", matrix, vectors * np.sign(largest), optimize=False)

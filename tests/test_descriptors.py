@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.descriptors import MOST_DIMENSIONS, moments
+from mdcp_fast.descriptors import moments
 from mdcp_fast.graph import trace
+from mdcp_fast.ops._arguments import MAX_DIMENSIONS
 
 
 class Residual(nn.Module):
@@ -64,7 +65,7 @@ def test_many_tied_layers_are_reduced_to_the_components_that_vary_most() -> None
     torch.manual_seed(0)
     model = Residual(7)
     found = moments(traced(model))
-    assert found.points.shape == (12, MOST_DIMENSIONS)
+    assert found.points.shape == (12, MAX_DIMENSIONS)
     # 12 centred points span at most 11 dimensions: nothing of their distances may be lost.
     assert (found.points[:, 11:].abs() < 1e-5).all()
     energy = found.points.double().square().sum()

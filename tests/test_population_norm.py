@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mdcp_fast.ops import population_norm as op
 from mdcp_fast.ops import reference
+from mdcp_fast.ops._arguments import triton_kernels
 from mdcp_fast.ops.population_norm import population_norm
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
@@ -275,4 +276,4 @@ def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "mdcp_fast.kernels.population_norm", raising=False)
     with pytest.raises(ImportError, match=r"population_norm: .*`pip install triton`"):
-        op._triton_launcher()
+        triton_kernels(op._OP, "population_norm", "x")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mdcp_fast.ops import reference
 from mdcp_fast.ops import statistics as op
+from mdcp_fast.ops._arguments import triton_kernels
 from mdcp_fast.ops.statistics import channel_statistics
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -148,7 +149,7 @@ def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "mdcp_fast.kernels.statistics", raising=False)
     with pytest.raises(ImportError, match=r"channel_statistics: .*`pip install triton`"):
-        op._triton_launcher()
+        triton_kernels(op._OP, "statistics", "the weights")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

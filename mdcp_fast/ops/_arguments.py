@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from mdcp_fast.ops._native import native
 
 SIMD_LEVELS = ("baseline", "avx2", "avx512")
+MAX_DIMENSIONS = 16  # of the points that the native core takes
 
 
 def simd_levels() -> tuple[str, ...]:
@@ -84,6 +87,28 @@ def check_tensor(
     check_kind(op, name, value, dtype, shape, device=device)
     contiguous: Tensor = value.detach().contiguous()
     return contiguous
+
+
+def check_points(op: str, points: Tensor) -> Tensor:
+    """The points made contiguous, after their dtype, shape and device were found right.
+
+    Args:
+        op: name of the op, for the message.
+        points: what the caller gave; wanted: float32 [N, 1 to 16].
+
+    Raises:
+        TypeError: of another dtype.
+        ValueError: another shape or device.
+    """
+    points = check_tensor(op, "points", points, torch.float32, (None, None))
+    if not 1 <= points.shape[1] <= MAX_DIMENSIONS:
+        raise ValueError(
+            f"{op}: points: expected 1 to {MAX_DIMENSIONS} dimensions, "
+            f"got shape {list(points.shape)}"
+        )
+    if points.device.type != "cuda":  # a fake tensor may be there without CUDA in the build
+        runs_on_cuda(op, "points", points)
+    return points
 
 
 def check_finite(op: str, name: str, value: Tensor) -> None:
@@ -169,3 +194,26 @@ def device_and_stream(value: Tensor) -> tuple[int, int]:
         return 0, 0
     stream = torch.cuda.current_stream(value.device)
     return stream.device_index, stream.cuda_stream
+
+
+def triton_kernels(op: str, module: str, argument: str) -> ModuleType:
+    """A module of Triton kernels, imported at its first use: CPU tensors do without Triton.
+
+    Args:
+        op: name of the op, for the message.
+        module: name of the module below mdcp_fast.kernels.
+        argument: what may be passed on the CPU instead, for the message.
+
+    Raises:
+        ImportError: Triton is not installed.
+    """
+    try:
+        return import_module(f"mdcp_fast.kernels.{module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "triton":
+            raise
+        raise ImportError(
+            f"{op}: CUDA tensors need triton, which is not installed. To mend it: "
+            f"`pip install triton` (PyTorch's CUDA builds for Linux bring it along), or pass "
+            f"{argument} on the CPU."
+        ) from error

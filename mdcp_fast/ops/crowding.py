@@ -10,14 +10,13 @@ from torch import Tensor
 from mdcp_fast.ops._arguments import (
     check_finite,
     check_offsets,
-    check_tensor,
+    check_points,
     device_and_stream,
     runs_on_cuda,
     simd_level,
 )
 from mdcp_fast.ops._native import native
 
-MAX_DIMENSIONS = 16
 TASK_NUMBERS = 5  # of a row of the CUDA kernels' table of tasks
 _OP = "crowding_distance"
 
@@ -63,7 +62,7 @@ def crowding_distance(points: Tensor, offsets: Tensor, *, simd: str | None = Non
 
 @torch.library.custom_op("mdcp_fast::crowding_distance", mutates_args=())
 def _crowding_distance(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
-    points = _check_points(points)
+    points = check_points(_OP, points)
     on_cuda = runs_on_cuda(_OP, "points", points)
     offsets = check_offsets(_OP, "offsets", offsets, len(points), "rows of points")
     check_finite(_OP, "points", points)
@@ -109,14 +108,4 @@ def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
 
 @_crowding_distance.register_fake
 def _(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
-    return _check_points(points).new_empty(points.shape[0])
-
-
-def _check_points(points: Tensor) -> Tensor:
-    points = check_tensor(_OP, "points", points, torch.float32, (None, None))
-    if not 1 <= points.shape[1] <= MAX_DIMENSIONS:
-        raise ValueError(
-            f"{_OP}: points: expected 1 to {MAX_DIMENSIONS} dimensions, "
-            f"got shape {list(points.shape)}"
-        )
-    return points
+    return check_points(_OP, points).new_empty(points.shape[0])

@@ -7,9 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mdcp_fast.ops._arguments import check_finite, check_offsets, check_tensor, simd_level
+from mdcp_fast.ops._arguments import (
+    check_finite,
+    check_offsets,
+    check_points,
+    check_tensor,
+    simd_level,
+)
 from mdcp_fast.ops._native import native
-from mdcp_fast.ops.ward import check_points
 
 INITS = ("ward", "k-means++")
 _GIVEN = "given"

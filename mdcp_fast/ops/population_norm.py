@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mdcp_fast.ops._arguments import check_kind
+from mdcp_fast.ops._arguments import check_kind, triton_kernels
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LARGEST_RATIO = 32.0  # of mean to deviation, up to which PyTorch's own BatchNorm is accurate
@@ -81,7 +80,9 @@ def _population_norm(
     shift = x.new_zeros(channels, dtype=dtype) if bias is None else bias.to(dtype)
     if x.device.type == "cuda" and not exact:
         out = torch.empty_like(x)
-        _triton_launcher()(x, gates, scale.contiguous(), shift.contiguous(), eps, out)
+        triton_kernels(_OP, "population_norm", "x").launch_population_norm(
+            x, gates, scale.contiguous(), shift.contiguous(), eps, out
+        )
         return out
     if x.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{_OP}: x: expected a tensor on cpu or cuda, got one on {x.device}")
@@ -148,18 +149,3 @@ def _check(x: Any, masks: Any, weight: Any, bias: Any, eps: float) -> None:
         )
     if not eps > 0:
         raise ValueError(f"{_OP}: eps: expected a positive number, got {eps}")
-
-
-def _triton_launcher() -> Callable[[Tensor, Tensor, Tensor, Tensor, float, Tensor], None]:
-    """The Triton kernels' launcher, imported at its first use: CPU tensors do without Triton."""
-    try:
-        from mdcp_fast.kernels.population_norm import launch_population_norm
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "triton":
-            raise
-        raise ImportError(
-            f"{_OP}: CUDA tensors need triton, which is not installed. To mend it: "
-            "`pip install triton` (PyTorch's CUDA builds for Linux bring it along), or pass x on "
-            "the CPU."
-        ) from error
-    return launch_population_norm

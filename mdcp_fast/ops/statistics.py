@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from mdcp_fast.ops._arguments import simd_level
+from mdcp_fast.ops._arguments import simd_level, triton_kernels
 from mdcp_fast.ops._native import native
 
 UNITS = ("filter", "kernel")
@@ -75,7 +75,9 @@ def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) 
     device = tensors[0].device if tensors else torch.device("cpu")
     out = torch.empty(sum(rows for rows, _ in shapes), 3, dtype=torch.float32, device=device)
     if device.type == "cuda":
-        _triton_launcher()(tensors, shapes, out)
+        triton_kernels(_OP, "statistics", "the weights").launch_channel_statistics(
+            tensors, shapes, out
+        )
         strange = _first_strange(out, shapes)
     elif device.type == "cpu":
         table = torch.tensor(
@@ -128,21 +130,6 @@ def _row_shapes(weights: Sequence[Tensor], unit: str) -> list[tuple[int, int]]:
             raise ValueError(f"{_OP}: weights[{index}]: expected {wrong}")
         shapes.append((rows, row_length))
     return shapes
-
-
-def _triton_launcher() -> Callable[[Sequence[Tensor], Sequence[tuple[int, int]], Tensor], None]:
-    """The Triton kernel's launcher, imported at its first use: CPU tensors do without Triton."""
-    try:
-        from mdcp_fast.kernels.statistics import launch_channel_statistics
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "triton":
-            raise
-        raise ImportError(
-            f"{_OP}: CUDA tensors need triton, which is not installed. To mend it: "
-            "`pip install triton` (PyTorch's CUDA builds for Linux bring it along), or pass the "
-            "weights on the CPU."
-        ) from error
-    return launch_channel_statistics
 
 
 def _first_strange(out: Tensor, shapes: Sequence[tuple[int, int]]) -> int:

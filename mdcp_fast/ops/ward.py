@@ -10,14 +10,13 @@ from torch import Tensor
 from mdcp_fast.ops._arguments import (
     check_finite,
     check_offsets,
-    check_tensor,
+    check_points,
     device_and_stream,
     runs_on_cuda,
     simd_level,
 )
 from mdcp_fast.ops._native import native
 
-MAX_DIMENSIONS = 16
 _OP = "ward"
 
 
@@ -122,25 +121,3 @@ def _(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
     points = check_points(_OP, points)
     rows = torch.library.get_ctx().new_dynamic_size()
     return points.new_empty((rows, 4), dtype=torch.float64)
-
-
-def check_points(op: str, points: Tensor) -> Tensor:
-    """The points made contiguous, after their dtype, shape and device were found right.
-
-    Args:
-        op: name of the op, for the message.
-        points: what the caller gave; wanted: float32 [N, 1 to 16].
-
-    Raises:
-        TypeError: of another dtype.
-        ValueError: another shape or device.
-    """
-    points = check_tensor(op, "points", points, torch.float32, (None, None))
-    if not 1 <= points.shape[1] <= MAX_DIMENSIONS:
-        raise ValueError(
-            f"{op}: points: expected 1 to {MAX_DIMENSIONS} dimensions, "
-            f"got shape {list(points.shape)}"
-        )
-    if points.device.type != "cuda":  # a fake tensor may be there without CUDA in the build
-        runs_on_cuda(op, "points", points)
-    return points
