@@ -61,11 +61,16 @@ def architecture_flags(nvcc: str) -> list[str]:
 class BuildWithCuda(build_ext):
     def build_extension(self, extension: Pybind11Extension) -> None:
         nvcc = find_nvcc()
+        architectures = architecture_flags(nvcc) if nvcc is not None else []
+        # What an earlier build with other switches left here is not up to date.
+        switches = repr([self.get_ext_fullpath(extension.name), nvcc, architectures])
+        last = Path(self.build_temp, "last_switches")
+        self.force = self.force or not last.exists() or last.read_text() != switches
         if nvcc is not None:
             folder = Path(self.build_temp, "cuda")
             folder.mkdir(parents=True, exist_ok=True)
             sources = sorted(glob("csrc/cuda/*.cu"))
-            command = [nvcc, "-optf", "csrc/cuda/nvcc.options", *architecture_flags(nvcc)]
+            command = [nvcc, "-optf", "csrc/cuda/nvcc.options", *architectures]
             command += ["--threads", str(os.cpu_count()), "-cudart=static"]
             self.spawn([*command, "-c", *sources, "-odir", str(folder)])
             extension.define_macros.append(("MDCP_WITH_CUDA", "1"))
@@ -73,6 +78,7 @@ class BuildWithCuda(build_ext):
             extension.library_dirs += cuda_libraries(nvcc)
             extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
         super().build_extension(extension)
+        last.write_text(switches)
 
 
 # Contraction of a*b+c into one rounding would make answers depend on the instruction set.
@@ -80,7 +86,7 @@ flags = "-O3 -g0 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wex
 native = Pybind11Extension(
     "mdcp_fast._native",
     sources=sorted(["csrc/bindings.cpp", *glob("csrc/cpu/*.cpp")]),
-    depends=["csrc/exports.map", *glob("csrc/**/*.h", recursive=True)],
+    depends=["csrc/exports.map", *glob("csrc/**/*.h", recursive=True), *glob("csrc/cuda/*")],
     include_dirs=["csrc"],
     cxx_std=17,
     extra_compile_args=flags.split(),

@@ -30,6 +30,7 @@ def build(
 ) -> tuple[subprocess.CompletedProcess[str], str]:
     """Runs setup.py; what it said, and a line for every call of a compiler."""
     programs = folder / "bin"
+    shutil.rmtree(programs, ignore_errors=True)
     programs.mkdir()
     for name in ["g++", "gcc", *(["nvcc"] if nvcc else [])]:
         (programs / name).write_text(COMPILER)
@@ -37,7 +38,7 @@ def build(
     for name in ("sh", "basename", "dirname", "mkdir"):
         (programs / name).symlink_to(shutil.which(name))
     log = folder / "log"
-    log.touch()
+    log.write_text("")
     command = [sys.executable, "setup.py", "build_ext"]
     command += ["--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
     kept = {name: os.environ[name] for name in ("HOME", "TMPDIR") if name in os.environ}
@@ -87,6 +88,16 @@ def test_named_architectures(tmp_path: Path) -> None:
         ("compute_120", "sm_120"),
         ("compute_120", "compute_120"),
     ]
+
+
+def test_other_switches_build_anew_and_the_same_do_not(tmp_path: Path) -> None:
+    """Nothing of a build without CUDA may end up in one with it, nor the other way round."""
+    without = {"MDCP_CUDA": "0"}
+    for environment in (without, {}, {"TORCH_CUDA_ARCH_LIST": "8.0"}, without):
+        run, log = build(tmp_path, **environment)
+        assert run.returncode == 0 and "bindings.cpp" in log, environment
+    _, log = build(tmp_path, **without)
+    assert "bindings.cpp" not in log
 
 
 @pytest.mark.parametrize(
