@@ -1,0 +1,387 @@
+"""Table and figures of the quality benchmark, from its records alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from methods import ABLATION, METHODS, OURS, RANDOM, RIVAL
+from networks import NETWORKS
+from records import Records
+from treatment import BEFORE, COMPENSATED, DROPPED, FINETUNED, REESTIMATED
+
+TREATMENTS = (*BEFORE, FINETUNED)
+EXPLAINED = {
+    DROPPED: "the channels are removed, nothing else",
+    REESTIMATED: "then BatchNorm's statistics are re-estimated on 1,000 unlabelled training images",
+    COMPENSATED: "ridge compensation and re-estimation, on the same images",
+    FINETUNED: "compensated, then trained",
+}
+DENSE = "dense"
+TITLES = {name: network.title for name, network in NETWORKS.items()}
+BEST, PAPER, GREEDY_UNIFORM = "best", "paper", "greedy, uniform widths"
+MAGNITUDE = ("l1", "l2", "fpgm", "bn-scale", "lamp")
+
+Cell = list[float]  # test accuracies, one for each seed
+Table = dict[tuple[str, str, float, str], Cell]  # (network, method, budget, treatment)
+
+
+def write_report(records: Records, out: Path) -> None:
+    """Writes quality.md, quality.svg and quality_steps.svg.
+
+    Args:
+        records: What was measured.
+        out: The folder.
+
+    Raises:
+        ValueError: There are no records.
+    """
+    if not records.records:
+        raise ValueError(f"expected records in {records.path}, got none; run the benchmark first")
+    out.mkdir(parents=True, exist_ok=True)
+    name = records.path.stem
+    table = tabled(records.records)
+    (out / f"{name}.md").write_text(markdown(records, table), encoding="utf-8")
+    figure_budgets(table, out / f"{name}.svg")
+    figure_steps(records.records, out / f"{name}_steps.svg")
+
+
+def tabled(records: Iterable[dict[str, Any]]) -> Table:
+    """Test accuracies of all seeds by network, method, budget and treatment."""
+    table: Table = defaultdict(list)
+    for one in records:
+        key = (one["network"], one["method"], one["budget"], one["treatment"])
+        table[key].append(one["test"])
+    return dict(table)
+
+
+def _ordered(table: Table, place: int) -> list[Any]:
+    return list(dict.fromkeys(key[place] for key in table if key[1] != DENSE))
+
+
+def _budgets(table: Table) -> list[float]:
+    return sorted(_ordered(table, 2), reverse=True)
+
+
+def _methods(table: Table) -> list[str]:
+    """Those that were measured, in the order of `METHODS`."""
+    measured = set(_ordered(table, 1))
+    return [name for name in METHODS if name in measured]
+
+
+def markdown(records: Records, table: Table) -> str:
+    """The whole result as a page."""
+    parts = ["# Accuracy against MACs, under one recipe", _preamble(records)]
+    for network in _ordered(table, 0):
+        dense = table.get((network, DENSE, 1.0, DROPPED))
+        title = f"## {TITLES[network]}"
+        parts.append(f"{title}, dense {dense[0]:.2%}" if dense else title)
+        for treatment in reversed(TREATMENTS):
+            if any(key[0] == network and key[3] == treatment for key in table):
+                parts.append(f"### {treatment}: {EXPLAINED[treatment]}")
+                parts.append(_grid(table, network, treatment))
+    parts += ["## Best against its rivals", _bars(records.records, table)]
+    choice = _choice(records.records)
+    if choice:
+        parts += ["## How `best` was chosen", choice]
+    return "\n\n".join(parts) + "\n"
+
+
+def _preamble(records: Records) -> str:
+    lines = [
+        "Test accuracy in per cent. Budgets are shares of the dense network's MACs, counted by "
+        "`mdcp_fast.graph.count_macs` for all methods. All layers that hang together are pruned, "
+        "residual streams included, by all methods; only the classes stay. Rivals are "
+        "torch-pruning's criteria with its default options: *global* ranks all channels together, "
+        "*uniform* takes the same share of each group; the share is found by bisection. *taylor* "
+        "reads the labels of the 1,000 images, everything else before fine-tuning none. "
+        "a ± b: mean and half the range over three seeds. Bold: the best of a column "
+        "(ablations apart).",
+        "",
+        "Measured on:",
+    ]
+    for one in records.environments:
+        versions = ", ".join(
+            f"{name} {value}"
+            for name, value in one.items()
+            if name not in ("machine", "date", "mdcp_fast")
+        )
+        lines.append(
+            f"- {one['date']}, {one['machine']}, mdcp_fast at commit {one['mdcp_fast']}, {versions}"
+        )
+    return "\n".join(lines)
+
+
+def _grid(table: Table, network: str, treatment: str) -> str:
+    budgets = _budgets(table)
+    rows = []
+    for name in _methods(table):
+        cells = [table.get((network, name, budget, treatment)) for budget in budgets]
+        if any(cells):
+            rows.append((name, cells))
+    top = [
+        max(
+            (statistics.mean(cells[i]) for name, cells in rows if cells[i] and _ranked(name)),
+            default=2.0,
+        )
+        for i in range(len(budgets))
+    ]
+    lines = [
+        "| method | " + " | ".join(f"{budget:.0%}" for budget in budgets) + " |",
+        "|---|" + "---:|" * len(budgets),
+    ]
+    for name, cells in rows:
+        texts = [
+            _cell(cell, bool(cell) and _ranked(name) and statistics.mean(cell) >= best)
+            for cell, best in zip(cells, top, strict=True)
+        ]
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _ranked(name: str) -> bool:
+    return METHODS[name].family != ABLATION
+
+
+def _cell(values: Cell | None, bold: bool) -> str:
+    if not values:
+        return ""
+    text = f"{100 * statistics.mean(values):.1f}"
+    if len(values) > 1:
+        text += f" ± {50 * (max(values) - min(values)):.1f}"
+    return f"**{text}**" if bold else text
+
+
+def _best_of(
+    table: Table, network: str, budget: float, treatment: str, names: Sequence[str]
+) -> tuple[str, float] | None:
+    found = [
+        (name, statistics.mean(table[network, name, budget, treatment]))
+        for name in names
+        if (network, name, budget, treatment) in table
+    ]
+    return max(found, key=lambda one: one[1], default=None)
+
+
+def _bars(records: list[dict[str, Any]], table: Table) -> str:
+    """What `best` is above or below its rivals by, in points."""
+    rivals = [name for name, method in METHODS.items() if method.family in (RIVAL, RANDOM)]
+    magnitude = [name for name in rivals if name.partition(",")[0] in MAGNITUDE]
+    lines = [
+        "| network | budget | treatment | best | best rival | points above | best magnitude rival "
+        "| points above | points above greedy at uniform widths |",
+        "|---|---:|---|---:|---|---:|---|---:|---:|",
+    ]
+    for network in _ordered(table, 0):
+        for treatment in TREATMENTS:
+            for budget in _budgets(table):
+                own = table.get((network, BEST, budget, treatment))
+                if not own:
+                    continue
+                mean = statistics.mean(own)
+                cells = [f"{100 * mean:.1f}"]
+                for names in (rivals, magnitude):
+                    found = _best_of(table, network, budget, treatment, names)
+                    cells += [f"{found[0]} {100 * found[1]:.1f}" if found else ""]
+                    cells += [f"{100 * (mean - found[1]):+.1f}" if found else ""]
+                greedy = table.get((network, GREEDY_UNIFORM, budget, treatment))
+                cells.append(f"{100 * (mean - statistics.mean(greedy)):+.1f}" if greedy else "")
+                row = " | ".join(cells)
+                lines.append(f"| {TITLES[network]} | {budget:.0%} | {treatment} | {row} |")
+    steps = _halfway(records, rivals)
+    return "\n".join(lines) + (f"\n\n{steps}" if steps else "")
+
+
+def curves(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, float], list[list[float]]]:
+    """Mean curve over the seeds, [[steps, test accuracy], ...], by network, method and budget."""
+    found = defaultdict(list)
+    for one in records:
+        if one["treatment"] == FINETUNED:
+            found[one["network"], one["method"], one["budget"]].append(one["curve"])
+    return {
+        key: [
+            [points[0][0], statistics.mean(accuracy for _, accuracy in points)]
+            for points in zip(*several, strict=True)
+        ]
+        for key, several in found.items()
+    }
+
+
+def _halfway(records: list[dict[str, Any]], rivals: list[str]) -> str:
+    """When `best` reaches what the best rival ends with."""
+    mean = curves(records)
+    lines = []
+    for network, method, budget in mean:
+        if method != BEST:
+            continue
+        ends = [
+            (mean[network, name, budget][-1][1], name)
+            for name in rivals
+            if (network, name, budget) in mean
+        ]
+        if not ends:
+            continue
+        end, name = max(ends)
+        curve = mean[network, BEST, budget]
+        when = next((step for step, accuracy in curve if accuracy >= end), None)
+        reached = "not reached" if when is None else f"after {when:.0f}"
+        lines.append(
+            f"| {TITLES[network]} | {budget:.0%} | {name} {100 * end:.1f} | {reached} "
+            f"| {curve[-1][0]:.0f} |"
+        )
+    if not lines:
+        return ""
+    head = [
+        "When `best` reaches the final accuracy of its best rival, in fine-tuning steps:",
+        "",
+        "| network | budget | best rival, final | best reaches it | of |",
+        "|---|---:|---|---:|---:|",
+    ]
+    return "\n".join(head + lines)
+
+
+def _choice(records: list[dict[str, Any]]) -> str:
+    """Validation accuracies of our own settings after compensation."""
+    scores: dict[str, dict[tuple[str, float], float]] = defaultdict(dict)
+    for one in records:
+        own = one["method"] in METHODS and METHODS[one["method"]].family == OURS
+        if own and one["treatment"] == COMPENSATED and "validation" in one:
+            scores[one["method"]][one["network"], one["budget"]] = one["validation"]
+    cells = sorted({cell for by_cell in scores.values() for cell in by_cell})
+    complete = {name: by for name, by in scores.items() if len(by) == len(cells)}
+    if not complete:
+        return ""
+    networks = list(dict.fromkeys(network for network, _ in cells))
+    lines = [
+        "By validation accuracy, compensated, mean over the budgets, on the networks of this "
+        "table and no others; test data chose nothing.",
+        "",
+        "| setting | " + " | ".join(TITLES[network] for network in networks) + " | mean |",
+        "|---|" + "---:|" * (len(networks) + 1),
+    ]
+    for name, by_cell in sorted(complete.items(), key=lambda one: -sum(one[1].values())):
+        means = [
+            statistics.mean(value for cell, value in by_cell.items() if cell[0] == network)
+            for network in networks
+        ]
+        texts = [f"{100 * mean:.2f}" for mean in (*means, statistics.mean(means))]
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _style(name: str) -> dict[str, Any]:
+    """Ours in colour, chance and rivals in grey tones told apart by marker and dash."""
+    if name == BEST:
+        return {"color": "#c1121f", "linewidth": 2.4, "marker": "o", "zorder": 5}
+    if name == PAPER:
+        return {"color": "#1d70b8", "linewidth": 1.8, "marker": "s", "zorder": 4}
+    if name == GREEDY_UNIFORM:
+        return {"color": "#2a9d8f", "linewidth": 1.5, "marker": "D", "zorder": 4}
+    if name == "random":
+        return {"color": "black", "linewidth": 1.2, "linestyle": ":", "marker": "x"}
+    criterion, _, scope = name.partition(", ")
+    tones = {
+        "l1": "#8d6a9f",
+        "l2": "#b08968",
+        "fpgm": "#7f8c8d",
+        "bn-scale": "#a3b18a",
+        "lamp": "#6d8fb3",
+        "taylor": "#e09f3e",
+    }
+    dash = "-" if scope == "global" else "--"
+    return {"color": tones.get(criterion, "#999999"), "linewidth": 1.1, "linestyle": dash}
+
+
+def figure_budgets(table: Table, path: Path) -> None:
+    """Accuracy against MACs: one row of panels for each treatment, one column a network."""
+    networks = _ordered(table, 0)
+    rows = [
+        treatment
+        for treatment in (REESTIMATED, COMPENSATED, FINETUNED)
+        if any(key[3] == treatment for key in table)
+    ]
+    budgets = _budgets(table)
+    names = [name for name in _methods(table) if name in _drawn()]
+    figure, panels = _panels(len(rows), len(networks))
+    for row, treatment in enumerate(rows):
+        for column, network in enumerate(networks):
+            panel = panels[row][column]
+            for name in names:
+                points = [
+                    (100 * budget, 100 * statistics.mean(cell))
+                    for budget in budgets
+                    if (cell := table.get((network, name, budget, treatment)))
+                ]
+                if points:
+                    panel.plot(*zip(*points, strict=True), label=name, markersize=4, **_style(name))
+            dense = table.get((network, DENSE, 1.0, DROPPED))
+            if dense:
+                panel.axhline(100 * dense[0], color="black", linewidth=0.6)
+            panel.set_title(f"{TITLES[network]}, {treatment}", fontsize=10)
+            panel.set_xlabel("MACs left, % of the dense network's (line: dense accuracy)")
+            panel.set_ylabel("test accuracy, %")
+    _save(figure, panels, path)
+
+
+def figure_steps(records: Iterable[dict[str, Any]], path: Path) -> None:
+    """Accuracy against fine-tuning steps: a row of panels for each budget, a column a network."""
+    mean = curves(records)
+    if not mean:
+        return
+    networks = list(dict.fromkeys(key[0] for key in mean))
+    budgets = sorted({key[2] for key in mean}, reverse=True)
+    names = [name for name in METHODS if name in _drawn()]
+    figure, panels = _panels(len(budgets), len(networks))
+    for row, budget in enumerate(budgets):
+        for column, network in enumerate(networks):
+            panel = panels[row][column]
+            for name in names:
+                curve = mean.get((network, name, budget))
+                if curve:
+                    steps, accuracy = zip(*curve, strict=True)
+                    scores = [100 * value for value in accuracy]
+                    panel.plot(steps, scores, label=name, markersize=3, **_style(name))
+            panel.set_title(f"{TITLES[network]}, {budget:.0%} of the MACs", fontsize=10)
+            panel.set_xlabel("fine-tuning steps, 64 images each")
+            panel.set_ylabel("test accuracy, %")
+    _save(figure, panels, path)
+
+
+def _drawn() -> list[str]:
+    return [
+        name
+        for name, method in METHODS.items()
+        if method.family in (RANDOM, RIVAL) or name in (BEST, PAPER, GREEDY_UNIFORM)
+    ]
+
+
+def _panels(rows: int, columns: int) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as pyplot
+
+    # Text stays text, and the same records give the same file.
+    pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "quality", "font.size": 9})
+    return pyplot.subplots(
+        rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, layout="constrained"
+    )
+
+
+def _save(figure: Any, panels: Any, path: Path) -> None:
+    import matplotlib.pyplot as pyplot
+
+    for panel in panels.flat:
+        panel.grid(alpha=0.3)
+    entries: dict[str, Any] = {}
+    for panel in panels.flat:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=4, fontsize=8
+    )
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
