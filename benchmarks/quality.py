@@ -23,7 +23,16 @@ from networks import NETWORKS, accuracy, default_cache
 from quality_report import write_report
 from records import Records, written
 from subject import Subject, load_subject
-from treatment import BEFORE, COMPENSATED, DROPPED, FINETUNED, STEPS, finetuned, treated
+from treatment import (
+    BEFORE,
+    COMPENSATED,
+    DROPPED,
+    FINETUNED,
+    REESTIMATED,
+    STEPS,
+    finetuned,
+    treated,
+)
 
 from mdcp_fast.plan import PruningPlan
 
@@ -58,10 +67,15 @@ class Run:
         self._add(key, self._scores(subject, subject.graph.model.eval()), 1.0)
 
     def before(self, network: str, name: str, budgets: list[float]) -> None:
-        """Measures a method with every treatment but fine-tuning."""
+        """Measures a method with every treatment but fine-tuning.
+
+        Merely dropped channels leave little in any network: that is measured for the main methods
+        alone.
+        """
+        treatments = BEFORE if METHODS[name].tuned else (REESTIMATED, COMPENSATED)
         for seed in METHODS[name].seeds:
             for budget in budgets:
-                keys = [(network, name, budget, treatment, seed) for treatment in BEFORE]
+                keys = [(network, name, budget, treatment, seed) for treatment in treatments]
                 for key in keys:
                     if not self.missing(key):
                         continue

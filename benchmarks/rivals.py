@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from subject import MIN_KEEP
 from torch import Tensor, nn
 
 from mdcp_fast.graph import Axis, ChannelGraph
 from mdcp_fast.plan import PruningPlan
 
-MIN_KEEP = 0.1
 BISECTIONS = 14  # the share is then known to 1 / 16,384
 
 CRITERIA: dict[str, Callable[[Any], Any]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +12,10 @@ from networks import NETWORKS, data_of, tensors, trained
 from torch import Tensor
 
 from mdcp_fast.graph import ChannelGraph, trace
+from mdcp_fast.plan import PruningPlan
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 1000, 125
+MIN_KEEP = 0.1  # of the channels of every axis, for all methods
 HELD_OUT = 5000  # images of the validation and of the test data that are scored, the first ones
 
 Part = tuple[Tensor, Tensor]  # images [N, C, H, W], classes [N]
@@ -59,3 +63,21 @@ def load_subject(name: str, cache: Path) -> Subject:
     )
     graph = trace(model, torch.zeros(1, *data.input_shape))
     return Subject(name, graph, batches, train, validation, test, NETWORKS[name].flips)
+
+
+# Makes a plan for each budget, from a subject and a seed.
+Planner = Callable[[Subject, list[float], int], Iterable[PruningPlan]]
+
+
+def uniform_widths(graph: ChannelGraph, macs: float) -> list[int]:
+    """The largest widths, all at one share of the dense ones, within a budget."""
+
+    def widths(share: float) -> list[int]:
+        return [max(int(share * a.channels), math.ceil(MIN_KEEP * a.channels)) for a in graph.axes]
+
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        share = (low + high) / 2
+        cost = int(graph.cost.evaluate(torch.tensor(widths(share)))[..., 0])
+        low, high = (share, high) if cost <= macs * graph.macs else (low, share)
+    return widths(low)

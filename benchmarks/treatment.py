@@ -22,9 +22,9 @@ DROPPED, REESTIMATED, COMPENSATED, FINETUNED = (
     "fine-tuned",
 )
 BEFORE = (DROPPED, REESTIMATED, COMPENSATED)
-STEPS, BATCH = 400, 64
+STEPS, BATCH = 320, 64
 LEARNING_RATE, WARM_UP, WEIGHT_DECAY = 0.02, 0.05, 5e-4
-MARKS = (0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of the steps, where the curve is read
+MARKS = (0, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of the steps, where the curve is read
 
 
 def treated(subject: Subject, plan: PruningPlan, treatment: str) -> nn.Module:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import METHODS, uniform_widths
+from methods import METHODS
 from networks import NETWORKS, Network, accuracy
 from quality import main
 from records import Records
 from rivals import CRITERIA, Rival
-from subject import Subject, load_subject
+from subject import Subject, load_subject, uniform_widths
 from treatment import COMPENSATED, DROPPED, finetuned, treated
 
 from mdcp_fast.plan import PruningPlan
@@ -84,7 +84,7 @@ def test_fine_tuning_repeats_and_its_curve_ends_with_the_network(subject: Subjec
     networks = [treated(subject, plan, COMPENSATED) for _ in range(2)]
     curves = [finetuned(subject, network, 0, steps=8) for network in networks]
     assert curves[0] == curves[1]
-    assert [step for step, _ in curves[0]] == [0, 1, 2, 3, 4, 6, 8]  # marks at 0, 1/16, ..., 1
+    assert [step for step, _ in curves[0]] == [0, 1, 2, 3, 4, 6, 8]
     assert curves[0][-1][1] == accuracy(networks[0], subject.test)
 
 
