@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mdcp_fast.capture import Inputs
@@ -34,6 +35,54 @@ def calibration_batches(graph: ChannelGraph, calibration: Iterable[Any]) -> list
             "calibration: expected at least one batch, got none (an iterator that was used up?)"
         )
     return batches
+
+
+def joined_batches(batches: list[Inputs], samples: int) -> Inputs | None:
+    """The first samples of all batches as one batch.
+
+    Args:
+        batches: The model's arguments.
+        samples: How many samples, at most.
+
+    Returns:
+        The arguments, or None where it is not clear how to join them: tensors of a batch that do
+        not have as many samples each, or other arguments that differ from batch to batch.
+    """
+    items = [batch.items() if isinstance(batch, dict) else enumerate(batch) for batch in batches]
+    columns: dict[Any, list[Any]] = {}
+    for key, value in (item for batch in items for item in batch):
+        columns.setdefault(key, []).append(value)
+    joined, sizes = {}, []
+    for key, values in columns.items():
+        first = values[0]
+        if isinstance(first, Tensor) and first.dim():
+            sizes.append([len(value) for value in values])
+            joined[key] = _first(values, samples)
+        elif all(_same(first, value) for value in values[1:]):
+            joined[key] = first
+        else:
+            return None
+    if any(size != sizes[0] for size in sizes):
+        return None
+    return joined if isinstance(batches[0], dict) else tuple(joined.values())
+
+
+def _first(tensors: list[Tensor], samples: int) -> Tensor:
+    """Their first samples, without a copy of more than these."""
+    parts, missing = [], samples
+    for tensor in tensors:
+        if missing:
+            parts.append(tensor[:missing])
+            missing -= len(parts[-1])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return torch.equal(left, right)
+    return left is right or (
+        type(left) is type(right) and not isinstance(left, Tensor) and bool(left == right)
+    )
 
 
 def labelled_batches(

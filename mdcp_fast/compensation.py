@@ -10,6 +10,7 @@ and the mean goes there.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -72,6 +73,16 @@ def _ridge(gram: Tensor, kept: Tensor, lost: Tensor) -> Tensor:
     return torch.cholesky_solve(gram[:, kept][:, :, lost], factor).transpose(1, 2)
 
 
+def lost_inputs(graph: ChannelGraph, positions: Positions) -> set[str]:
+    """Names of the weights whose layers lost input channels."""
+    return {
+        place.parameter
+        for axis in graph.axes
+        for place in axis.consumers
+        if place.dimension in positions.get(place.parameter, {})
+    }
+
+
 @torch.no_grad()
 def compensate(
     graph: ChannelGraph, small: nn.Module, positions: Positions, batches: list[Inputs]
@@ -88,13 +99,7 @@ def compensate(
         Names of the weights that lost inputs and could not be compensated (layers that are not
         called as modules, or too wide for a Gram matrix).
     """
-    lost = {
-        place.parameter
-        for axis in graph.axes
-        for place in axis.consumers
-        if place.dimension in positions.get(place.parameter, {})
-    }
-    consumers, skipped = collect_grams(graph, batches, lost)
+    consumers, skipped = collect_grams(graph, batches, lost_inputs(graph, positions))
     for consumer in consumers:
         if consumer.usable:
             _absorb(graph, small, positions, consumer)
@@ -125,7 +130,7 @@ def _absorb(
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: list[Inputs]) -> None:
+def recalibrate(model: nn.Module, batches: list[Inputs], without: Collection[str] = ()) -> None:
     """Re-estimates the statistics of every BatchNorm as the cumulative average over `batches`.
 
     In place. Everything but BatchNorm runs in evaluation mode; modes, momenta and weights stay as
@@ -134,15 +139,20 @@ def recalibrate(model: nn.Module, batches: list[Inputs]) -> None:
     Args:
         model: The network.
         batches: The model's arguments; each batch needs more than one value per channel.
+        without: Names of BatchNorms to leave as they are.
 
     Raises:
         ValueError: A batch has a single value per channel.
     """
     norms: list[Any] = [
         module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.running_mean is not None
+        and name not in without
     ]
+    if not norms:
+        return
     statistics = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
     before = [[tensor.clone() for tensor in tensors] for tensors in statistics]
     momenta = [module.momentum for module in norms]

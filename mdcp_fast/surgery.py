@@ -11,9 +11,11 @@ from torch import nn
 
 from mdcp_fast.calibration import calibration_batches
 from mdcp_fast.compensation import compensate as absorb
+from mdcp_fast.compensation import lost_inputs
 from mdcp_fast.compensation import recalibrate as re_estimate
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.plan import PruningPlan
+from mdcp_fast.refit import refit
 from mdcp_fast.removal import remove
 
 
@@ -28,9 +30,10 @@ def prune(
 ) -> nn.Module:
     """Removes channels physically and returns a smaller module; `graph.model` stays as it is.
 
-    With calibration batches, the layers that read removed channels take over what these carried
-    (ridge regression), and then the statistics of BatchNorm are estimated anew. Both need no
-    labels; about 500 images are enough.
+    With calibration batches the layers are fitted anew, one after another, so that from what they
+    now read they give what they gave in the dense network (ridge regression), and the statistics of
+    BatchNorm are estimated anew in the same pass. Neither needs labels; 500 images are enough. A
+    plan that keeps everything changes nothing.
 
     Args:
         graph: What `trace` returned.
@@ -38,7 +41,7 @@ def prune(
         calibration: Batches of inputs (tensors, tuples of the model's arguments, dicts of named
             ones, or (input, label) pairs; a DataLoader, a list or an iterator). Without it the
             channels are merely dropped.
-        compensate: Let the consumers absorb the removed channels.
+        compensate: Let the remaining weights make up for the removed channels.
         recalibrate: Re-estimate BatchNorm statistics.
         check: Compare the merely dropped network with the zeroed dense one in float64 first.
 
@@ -47,7 +50,9 @@ def prune(
         dense one.
 
     Warns:
-        UserWarning: Layers that could not be compensated (not called as modules, or too wide).
+        UserWarning: Layers that lost inputs and could not be compensated (they are not called as
+            modules), or only by themselves, without regard to what changed before them (they are
+            called several times).
 
     Raises:
         TypeError: `graph` or `plan` is something else.
@@ -64,19 +69,27 @@ def prune(
                 f"prune: leave these axes whole with trace(..., ignore=...): {listed}"
             )
     small = remove(graph.model, plan.positions)
-    if batches is None:
+    if batches is None or not plan.positions:
         return small
+    done: set[str] = set()
     if compensate:
-        skipped = absorb(graph, small, plan.positions, batches)
-        if skipped:
-            warnings.warn(
-                f"prune: these lost inputs that they could not be compensated for: "
-                f"{', '.join(skipped)}",
-                stacklevel=2,
-            )
+        lost = lost_inputs(graph, plan.positions)
+        skipped = set(absorb(graph, small, plan.positions, batches))
+        fitted, done = refit(graph, small, plan.positions, batches, recalibrate=recalibrate)
+        _warn("these lost inputs that they could not be compensated for", skipped - fitted)
+        _warn(
+            "these were compensated as if nothing had changed before them (layers that are called "
+            "several times, or batches that cannot be joined)",
+            lost - skipped - fitted,
+        )
     if recalibrate:
-        re_estimate(small, batches)
+        re_estimate(small, batches, without=done)
     return small
+
+
+def _warn(text: str, names: set[str]) -> None:
+    if names:
+        warnings.warn(f"prune: {text}: {', '.join(sorted(names))}", stacklevel=3)
 
 
 def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(mdcp_fast.__file__).parent
 # Each stage may import those before it, and itself.
 STAGES = [
     ["files", "ops", "kernels"],
-    ["labels", "removal"],
+    ["labels", "removal", "patches"],
     ["axes", "capture", "cost", "verification"],
     ["graph"],
     ["calibration", "folding", "grams"],
@@ -22,7 +22,7 @@ STAGES = [
     ["selection"],
     ["evolution", "relaxation", "evaluators"],
     ["search", "plan"],
-    ["compensation", "surgery"],
+    ["compensation", "refit", "surgery"],
     ["artifacts"],
     ["evaluation", "objective", "progress", "resume", "recipe", "finetune"],
     ["models", "data"],
