@@ -133,8 +133,6 @@ def test_ward(benchmark: Any, device: torch.device) -> None:
 @pytest.mark.parametrize("init", ["ward", "k-means++"])
 @pytest.mark.parametrize("name", KMEANS_JOBS)
 def test_kmeans(benchmark: Any, device: torch.device, name: str, init: str) -> None:
-    if device.type == "cuda":
-        pytest.skip("kmeans has no CUDA kernels yet")
     make, target = KMEANS_JOBS[name]
     work = make(layers())
     there = [tensor.to(device) for tensor in work]

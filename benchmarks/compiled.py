@@ -41,7 +41,7 @@ def inspect(folder: Path) -> tuple[list[dict[str, Any]], dict[str, roofline.Loop
     kernels = list(itertools.chain.from_iterable(objects.values()))
     names = cubins.readable(sorted({kernel.symbol for kernel in kernels}))
     loops = {}
-    for path in (path for path, found in objects.items() if path.stem == "kmeans" and found):
+    for path in (path for path, found in objects.items() if path.stem == "lloyd" and found):
         for symbol, code in cubins.sass(path, HOPPER).items():
             match = re.fullmatch(r".*lloyd\w*<3\b.*>", names[symbol])
             found = roofline.distance_loop(cubins.innermost_loops(code), 3) if match else None

@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
 #include "cpu/simd.h"
 #include "native.h"
 
@@ -27,6 +29,26 @@ mdcp::Cost cost_at(const std::array<Address, 6>& parts, const std::array<int64_t
             sizes[0],
             sizes[1],
             sizes[2]};
+}
+
+// The members of KMeansProblem, in their order.
+mdcp::KMeansProblem kmeans_problem(const std::array<uint64_t, 11>& in) {
+    return {at<const float>(in[0]),
+            at<const int64_t>(in[1]),
+            static_cast<int64_t>(in[2]),
+            static_cast<int32_t>(in[3]),
+            at<const int64_t>(in[4]),
+            at<const int64_t>(in[5]),
+            static_cast<int64_t>(in[6]),
+            static_cast<mdcp::KMeansProblem::Init>(in[7]),
+            at<const float>(in[8]),
+            static_cast<int64_t>(in[9]),
+            in[10]};
+}
+
+mdcp::KMeansResult kmeans_result(const std::array<Address, 5>& out) {
+    return {at<const int64_t>(out[0]), at<int64_t>(out[1]), at<float>(out[2]), at<double>(out[3]),
+            at<int64_t>(out[4])};
 }
 
 }  // namespace
@@ -71,25 +93,8 @@ PYBIND11_MODULE(_native, module) {
         release());
     module.def(
         "kmeans",
-        [](Address points, Address offsets, int64_t problems, int32_t dimensions, Address k,
-           Address problem, int64_t jobs, int32_t init, Address given_centers, int64_t max_iter,
-           uint64_t seed, std::array<Address, 5> out, int threads, int simd) {
-            const mdcp::KMeansProblem in{at<const float>(points),
-                                         at<const int64_t>(offsets),
-                                         problems,
-                                         dimensions,
-                                         at<const int64_t>(k),
-                                         at<const int64_t>(problem),
-                                         jobs,
-                                         static_cast<mdcp::KMeansProblem::Init>(init),
-                                         at<const float>(given_centers),
-                                         max_iter,
-                                         seed};
-            const mdcp::KMeansResult result{at<const int64_t>(out[0]), at<int64_t>(out[1]),
-                                            at<float>(out[2]), at<double>(out[3]),
-                                            at<int64_t>(out[4])};
-            mdcp::kmeans(in, result, {threads, simd});
-        },
+        [](const std::array<uint64_t, 11>& in, const std::array<Address, 5>& out, int threads,
+           int simd) { mdcp::kmeans(kmeans_problem(in), kmeans_result(out), {threads, simd}); },
         release());
 #ifdef MDCP_WITH_CUDA
     module.attr("with_cuda") = true;
@@ -147,6 +152,26 @@ PYBIND11_MODULE(_native, module) {
         "ward_cuda_workspace",
         [](Address offsets, int64_t problems, int32_t dimensions) {
             return mdcp::ward_cuda_workspace(at<const int64_t>(offsets), problems, dimensions);
+        },
+        release());
+    module.def(
+        "kmeans_cuda",
+        [](const std::array<uint64_t, 11>& in, const std::array<Address, 5>& out, Address tables,
+           Address workspace, int device, Address stream) {
+            mdcp::kmeans_cuda(kmeans_problem(in), kmeans_result(out), at<const int64_t>(tables),
+                              at<void>(workspace), device, at<void>(stream));
+        },
+        release());
+    module.def(
+        "kmeans_cuda_tables",
+        [](const std::array<uint64_t, 11>& in, Address tables) {
+            return mdcp::kmeans_cuda_tables(kmeans_problem(in), at<int64_t>(tables));
+        },
+        release());
+    module.def(
+        "kmeans_cuda_workspace",
+        [](const std::array<uint64_t, 11>& in) {
+            return mdcp::kmeans_cuda_workspace(kmeans_problem(in));
         },
         release());
 #else

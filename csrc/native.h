@@ -133,4 +133,14 @@ struct KMeansResult {
 // Seeds, then Lloyd's iteration, for every job.
 void kmeans(const KMeansProblem& in, const KMeansResult& out, Execution how);
 
+// The same on a device, on a stream. Of `in`, the points and the centres are the device's memory,
+// all else is the host's; of `out` all is the device's, and `offsets` is not read. `tables` is
+// filled from what kmeans_cuda_tables wrote, the workspace has kmeans_cuda_workspace bytes. CUDA
+// builds only.
+void kmeans_cuda(const KMeansProblem& in, const KMeansResult& out, const int64_t* tables,
+                 void* workspace, int device, void* stream);
+// Writes the tables, unless null, and returns how many numbers they have.
+int64_t kmeans_cuda_tables(const KMeansProblem& in, int64_t* tables);
+int64_t kmeans_cuda_workspace(const KMeansProblem& in);
+
 }  // namespace mdcp

@@ -5,6 +5,7 @@ Registers, shared memory and spills are those of ptxas, machine code is that of 
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import subprocess
@@ -21,9 +22,11 @@ import population_cases
 import pytest
 import torch
 from cubins import ARCHITECTURES, Instruction, Resources
+from emulated_ops import Emulation
 from emulation.build import EmulatedCore
 
 from mdcp_fast.ops import crowding, population, ward
+from mdcp_fast.ops.kmeans import kmeans
 
 needs_nvcc = pytest.mark.skipif(cubins.nvcc() is None, reason="needs nvcc: none on the PATH")
 HOPPER = 90
@@ -91,8 +94,18 @@ def launch_ward(core: EmulatedCore) -> None:
         ward._launch(core, points, offsets)
 
 
+def launch_kmeans(core: EmulatedCore) -> None:
+    emulation = Emulation([importlib.import_module("mdcp_fast.ops.kmeans")], schedules=(0,))
+    emulation.core = core
+    for dimensions in (1, 2, 3, 4, 8, 16):
+        points, offsets = torch.zeros(2600, dimensions), torch.tensor([0, 0, 1, 100, 600, 2600])
+        problem, k = torch.tensor([1, 2, 3, 4, 4]), torch.tensor([1, 70, 2, 2000, 1])
+        for init in ("ward", "k-means++", torch.zeros(2074, dimensions)):
+            emulation(kmeans, points, offsets, k, problem=problem, init=init)
+
+
 @needs_nvcc
-@pytest.mark.parametrize("launch", [launch_crowding, launch_population, launch_ward])
+@pytest.mark.parametrize("launch", [launch_crowding, launch_population, launch_ward, launch_kmeans])
 def test_every_launch_fits_what_was_compiled(
     compiled: Compiled, emulated: EmulatedCore, launch: Callable[[EmulatedCore], None]
 ) -> None:

@@ -232,17 +232,22 @@ def test_seeds_of_a_smaller_k_come_first() -> None:
     assert not torch.equal(few.centers, other.centers)
 
 
+def shared_out(dimensions: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    """Points, offsets, k and problems: one problem dominates, and its jobs are shared out."""
+    sizes = (1000, 1, 130, 0, 17)
+    problem = torch.tensor([0] * 30 + [1, 2, 2, 4])
+    k = torch.tensor([*range(1, 900, 30), 1, 100, 3, 17])
+    return cloud(sum(sizes), dimensions), bounds(*sizes), k, {"problem": problem}
+
+
 @pytest.mark.parametrize("init", ["ward", "k-means++"])
 @pytest.mark.parametrize("dimensions", [1, 3, 5, 16])
 def test_same_bits_for_all_threads_and_instruction_sets(dimensions: int, init: str) -> None:
-    sizes = (1000, 1, 130, 0, 17)  # one dominates, and its jobs are shared out
-    points, offsets = cloud(sum(sizes), dimensions), bounds(*sizes)
-    problem = torch.tensor([0] * 30 + [1, 2, 2, 4])
-    k = torch.tensor([*range(1, 900, 30), 1, 100, 3, 17])
+    points, offsets, k, options = shared_out(dimensions)
+    options["init"] = init
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        options: dict[str, Any] = {"problem": problem, "init": init}
         expected = kmeans(points, offsets, k, simd="baseline", **options)
         for threads in (1, 2, 16):
             torch.set_num_threads(threads)
@@ -282,7 +287,7 @@ POINTS, OFFSETS, K = cloud(10, 2), bounds(6, 4), torch.tensor([2, 3])
         ({"points": POINTS.half()}, TypeError, "points: expected dtype torch.float32"),
         ({"points": POINTS[:, 0]}, ValueError, "points: expected shape [any, any]"),
         ({"points": cloud(10, 17)}, ValueError, "points: expected 1 to 16 dimensions"),
-        ({"points": POINTS.to("meta")}, ValueError, "points: expected a tensor on cpu"),
+        ({"points": POINTS.to("meta")}, ValueError, "points: expected a tensor on cpu or cuda"),
         ({"points": POINTS / 0}, ValueError, "points: expected finite numbers"),
         ({"points": POINTS * float("nan")}, ValueError, "points: expected finite numbers, got nan"),
         ({"offsets": bounds(6, -2, 6)}, ValueError, "offsets: expected numbers that never"),

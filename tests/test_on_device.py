@@ -15,6 +15,7 @@ from processes import run_python
 from replay import FILES, Both, Op, map_tensors, replays
 
 from mdcp_fast.ops.crowding import crowding_distance
+from mdcp_fast.ops.kmeans import kmeans
 from mdcp_fast.ops.population_norm import population_norm
 from mdcp_fast.ops.ward import ward
 
@@ -31,9 +32,7 @@ def to_device(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cuda")
 
 
-WITHOUT_KERNELS = {"kmeans"}  # on CUDA: so far these take CPU tensors only
-
-for _op in sorted(FILES.keys() - WITHOUT_KERNELS):
+for _op in FILES:
     for _name, _test in replays(_op, on_device):
         globals()[_name] = needs_cuda(_test)
 
@@ -52,6 +51,8 @@ def test_answers_are_on_the_device_of_the_points() -> None:
     points, offsets = torch.rand(20, 3, device="cuda"), torch.tensor([0, 20], device="cuda")
     assert crowding_distance(points, offsets).device == points.device
     assert ward(points, offsets).device == points.device
+    found = kmeans(points, offsets, torch.tensor([4]))
+    assert {field.device for field in found} == {points.device}
 
 
 @needs_cuda

@@ -10,6 +10,7 @@
 #include "numerics/distance.h"
 #include "numerics/fixed.h"
 #include "numerics/philox.h"
+#include "numerics/seeding.h"
 
 namespace mdcp {
 namespace {
@@ -125,7 +126,7 @@ class Seeder {
     }
 
     std::vector<int32_t> run(int64_t k) {
-        const int trials = 2 + static_cast<int>(std::log(static_cast<double>(cloud_.count)));
+        const int trials = plus_plus_trials(cloud_.count);
         take(static_cast<int32_t>(below(philox(0, 0, 0, 0, seed_), cloud_.count)));
         while (static_cast<int64_t>(seeds_.size()) < k) {
             const float farthest = *std::max_element(reach_.begin(), reach_.end());

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from mdcp_fast.ops._arguments import (
     check_offsets,
     check_points,
     check_tensor,
+    device_and_stream,
+    runs_on_cuda,
     simd_level,
 )
 from mdcp_fast.ops._native import native
@@ -47,7 +49,9 @@ def kmeans(
 
     Jobs of one problem share its seeding: one hierarchy, or one series of k-means++ seeds, serves
     every k. A job's result does not depend on the other jobs and problems of the call, on the
-    number of threads or on the instruction set, bit for bit.
+    number of threads, on the instruction set or on the device, bit for bit. On a CUDA device it is
+    found on the current stream; to check the arguments, a call there waits for the points, and
+    copies offsets, k and problem to the host.
 
     Distances are computed in float32 from coordinates scaled by a power of two, means from sums in
     fixed point. Among equally near centres the smallest index is the nearest. An empty cluster gets
@@ -57,24 +61,28 @@ def kmeans(
     Args:
         points: float32 [N, D], 1 <= D <= 16, all finite; at most 2^22 to a problem. Gradients do
             not flow.
-        offsets: int64 [P + 1]: problem p is points[offsets[p] : offsets[p + 1]]; starts at 0, never
-            decreases, ends at N.
-        k: int64 [J], the number of clusters of each job, from 1 to the points of its problem.
-        problem: int64 [J], the problem of each job; None: job j is problem j.
+        offsets: int64 [P + 1], on any device: problem p is points[offsets[p] : offsets[p + 1]];
+            starts at 0, never decreases, ends at N.
+        k: int64 [J], on any device: the number of clusters of each job, from 1 to the points of its
+            problem.
+        problem: int64 [J], on any device: the problem of each job; None: job j is problem j.
         init: "ward": the means of the clusters of Ward's hierarchy cut at k, numbered in the order
             in which the hierarchy divides them from the top. "k-means++": points drawn in
             proportion to the squared distance from those before them, each the best of
             2 + floor(ln n) candidates; the seeds for a smaller k are the first of those for a
-            larger one. Or the centres themselves: float32 [sum of k, D], one job after the other.
+            larger one. Or the centres themselves: float32 [sum of k, D], one job after the other,
+            on the device of the points.
         max_iter: the most iterations, at least 0; 0 only finds each point's nearest seed.
         seed: of the random numbers of "k-means++", from 0 to 2^63 - 1.
         simd: the CPU instruction set, None for the best one; no answer depends on it.
 
     Returns:
-        Labels, where each job's labels begin, centres, inertia and iterations.
+        Labels, where each job's labels begin, centres, inertia and iterations, all on the device of
+        the points.
 
     Raises:
         TypeError: not a tensor, or of another dtype.
+        RuntimeError: points on a CUDA device, in a build without CUDA.
         ValueError: another shape or device, offsets that are not bounds of problems, k or problem
             out of range, a NaN or an infinity among points or centres, an unknown init.
 
@@ -119,8 +127,6 @@ def _kmeans(
     simd: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     points = check_points(_OP, points)
-    if points.device.type != "cpu":
-        raise ValueError(f"{_OP}: points: expected a tensor on cpu, got one on {points.device}")
     offsets = check_offsets(_OP, "offsets", offsets, len(points), "rows of points")
     sizes = offsets.diff()
     if len(sizes) and sizes.max() > _MAX_POINTS:
@@ -137,30 +143,61 @@ def _kmeans(
     check_finite(_OP, "points", points)
     level = simd_level(_OP, simd)
 
-    jobs = len(k)
-    label_offsets = torch.zeros(jobs + 1, dtype=torch.int64, device="cpu")
+    label_offsets = torch.zeros(len(k) + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(sizes[problem], 0, out=label_offsets[1:])
-    labels = torch.empty(int(label_offsets[-1]), dtype=torch.int64, device="cpu")
-    found = torch.empty((clusters, points.shape[1]), dtype=torch.float32, device="cpu")
-    inertia = torch.empty(jobs, dtype=torch.float64, device="cpu")
-    iterations = torch.empty(jobs, dtype=torch.int64, device="cpu")
-    native.kmeans(
+    found = KMeans(
+        labels=points.new_empty(int(label_offsets[-1]), dtype=torch.int64),
+        offsets=label_offsets.to(points.device),
+        centers=points.new_empty((clusters, points.shape[1])),
+        inertia=points.new_empty(len(k), dtype=torch.float64),
+        iterations=points.new_empty(len(k), dtype=torch.int64),
+    )
+    numbers = (
         points.data_ptr(),
         offsets.data_ptr(),
         len(sizes),
         points.shape[1],
         k.data_ptr(),
         problem.data_ptr(),
-        jobs,
+        len(k),
         (*INITS, _GIVEN).index(init),
         0 if centers is None else centers.data_ptr(),
         max_iter,
         seed,
-        [one.data_ptr() for one in (label_offsets, labels, found, inertia, iterations)],
-        torch.get_num_threads(),
-        level,
     )
-    return labels, label_offsets, found, inertia, iterations
+    if runs_on_cuda(_OP, "points", points):
+        _launch(native, numbers, found)
+    else:
+        native.kmeans(numbers, _addresses(found), torch.get_num_threads(), level)
+    return found.labels, found.offsets, found.centers, found.inertia, found.iterations
+
+
+def _addresses(found: KMeans) -> list[int]:
+    labels, offsets, *rest = found
+    return [one.data_ptr() for one in (offsets, labels, *rest)]
+
+
+def _launch(core: Any, numbers: tuple[int, ...], found: KMeans) -> None:
+    """The op on a device.
+
+    Args:
+        core: the native module whose kernels are to run.
+        numbers: the members of KMeansProblem in csrc/native.h: points and centres are in the
+            device's memory, all else is on the CPU.
+        found: the answer, to be filled, in the device's memory.
+    """
+    device = found.labels.device
+    tables = torch.empty(core.kmeans_cuda_tables(numbers, 0), dtype=torch.int64, device="cpu")
+    core.kmeans_cuda_tables(numbers, tables.data_ptr())
+    tables = tables.to(device)
+    workspace = torch.empty(core.kmeans_cuda_workspace(numbers), dtype=torch.uint8, device=device)
+    core.kmeans_cuda(
+        numbers,
+        _addresses(found),
+        tables.data_ptr(),
+        workspace.data_ptr(),
+        *device_and_stream(found.labels),
+    )
 
 
 @_kmeans.register_fake

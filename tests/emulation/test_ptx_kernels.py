@@ -6,6 +6,7 @@ kernel and every instance of a kernel template is run.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
@@ -15,13 +16,16 @@ import crowding_cases
 import population_cases
 import pytest
 import torch
+from emulated_ops import Emulation
 from emulation.build import EmulatedCore, kernel_sources
 from emulation.ptx import Module, PtxError
 from emulation.ptx_compile import nvcc_ptx
 from emulation.ptx_kernels import PtxKernels
+from replay import assert_same_bits
 from torch import Tensor
 
 from mdcp_fast.ops import crowding, population, ward
+from mdcp_fast.ops.kmeans import kmeans
 
 OLDEST, NEWEST = 75, 90
 CROWDING = crowding_cases.cases()
@@ -120,6 +124,39 @@ def test_ward_of_special_problems(ptx: PtxKernels) -> None:
 def test_ward_of_problems_of_several_blocks(ptx: PtxKernels, dimensions: int) -> None:
     points = points_of(1030, dimensions)
     assert_ward_agrees(ptx, points, crowding_cases.offsets_of(1026, 4))
+
+
+def assert_kmeans_agrees(
+    kernels: PtxKernels, points: Tensor, sizes: tuple[int, ...], *jobs: tuple[int, int], init: str
+) -> None:
+    """jobs: (problem, k) of each."""
+    offsets, (problem, k) = crowding_cases.offsets_of(*sizes), torch.tensor(jobs).T.contiguous()
+    given: Any = points_of(int(k.sum()), points.shape[1]) if init == "given" else init
+    assert kernels.core is not None
+    kernels.core.buffers.clear()
+    emulation = Emulation([importlib.import_module("mdcp_fast.ops.kmeans")], schedules=(0,))
+    emulation.core = kernels.core
+    found = emulation(kmeans, points, offsets, k, problem=problem, init=given)
+    assert_same_bits(found, kmeans(points, offsets, k, problem=problem, init=given))
+
+
+@pytest.mark.parametrize("init", ["ward", "k-means++", "given"])
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4, 5, 8, 16])
+def test_kmeans(ptx: PtxKernels, dimensions: int, init: str) -> None:
+    points = points_of(46, dimensions)
+    jobs = ((0, 11), (2, 1), (0, 3), (3, 2), (0, 40))
+    assert_kmeans_agrees(ptx, points, (40, 0, 1, 5), *jobs, init=init)
+
+
+@pytest.mark.parametrize("init", ["ward", "k-means++"])
+@pytest.mark.parametrize("dimensions", [2, 8])
+def test_kmeans_of_several_points_to_a_thread(ptx: PtxKernels, dimensions: int, init: str) -> None:
+    assert_kmeans_agrees(ptx, points_of(530, dimensions), (530,), (0, 9), (0, 70), init=init)
+
+
+def test_kmeans_of_empty_clusters(ptx: PtxKernels) -> None:
+    points = points_of(50, 3).round()
+    assert_kmeans_agrees(ptx, points, (50,), (0, 45), (0, 20), init="given")
 
 
 def test_every_instance_of_a_kernel_was_run(
