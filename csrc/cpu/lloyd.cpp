@@ -335,6 +335,7 @@ void Clusters::relocate_empty() {
         const int32_t cluster = empty[next++];
         move_point(slot, cluster);
         label_[slot] = cluster;
+        distance_[slot] = -1;  // whatever it will be, it grows: the point looks at all centres
         mark_moved(cluster);
     }
 }
