@@ -1,4 +1,7 @@
-"""Recovers accuracy without labels: ridge compensation and re-estimation of BatchNorm.
+"""Recovers accuracy without labels, layer by layer: ridge compensation, BatchNorm's statistics.
+
+Every layer is looked at as in the dense network, as if nothing had changed before it; `refit` takes
+account of that.
 
 Ridge compensation: on calibration batches the dense network's inputs x of a layer that lost input
 channels give their Gram matrix G. The lost channels D are predicted from the kept ones K by ridge
@@ -85,7 +88,11 @@ def lost_inputs(graph: ChannelGraph, positions: Positions) -> set[str]:
 
 @torch.no_grad()
 def compensate(
-    graph: ChannelGraph, small: nn.Module, positions: Positions, batches: list[Inputs]
+    graph: ChannelGraph,
+    small: nn.Module,
+    positions: Positions,
+    batches: list[Inputs],
+    weights: Collection[str] | None = None,
 ) -> tuple[str, ...]:
     """Lets every layer that lost input channels absorb what they carried, in place in `small`.
 
@@ -94,12 +101,16 @@ def compensate(
         small: The pruned network, with the dense network's remaining weights.
         positions: Kept positions by parameter and dimension.
         batches: Calibration batches (see `calibration_batches`).
+        weights: Names of the weights that are meant, of those that lost inputs; by default all.
 
     Returns:
         Names of the weights that lost inputs and could not be compensated (layers that are not
         called as modules, or too wide for a Gram matrix).
     """
-    consumers, skipped = collect_grams(graph, batches, lost_inputs(graph, positions))
+    wanted = lost_inputs(graph, positions)
+    if weights is not None:
+        wanted &= set(weights)
+    consumers, skipped = collect_grams(graph, batches, wanted)
     for consumer in consumers:
         if consumer.usable:
             _absorb(graph, small, positions, consumer)

@@ -8,7 +8,7 @@ dense layer gave:
     argmin over W of  mean ||t - W p(y)||^2 + lam ||W - W_0||^2
 
 t are the dense layer's outputs, p(y) the patches that they see (all taps, and the zeros of the
-padding), W_0 the weight as it was, and lam `RIDGE` times the mean square of the patches' entries.
+padding), W_0 the weight as it was. The ridge lam falls as the outputs grow in number (see `RIDGE`).
 Where the layer has a bias or a BatchNorm right behind it, t and p are centred and the mean goes
 there. A BatchNorm takes the statistics of its input before it runs, so that what follows it is
 fitted to its final output.
@@ -24,13 +24,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mdcp_fast.calibration import joined_batches
 from mdcp_fast.capture import Inputs, buffers_kept, call, evaluating, mapped
+from mdcp_fast.compensation import compensate, lost_inputs
 from mdcp_fast.folding import peak_memory
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.patches import (
@@ -44,7 +45,10 @@ from mdcp_fast.patches import (
 )
 from mdcp_fast.removal import Positions, kept_tensor, tensor_of
 
-RIDGE = 1e-2  # of the mean diagonal of the Gram matrix of the patches
+# The ridge, as a share of the mean square of the entries of a patch: RIDGE for as many outputs as a
+# patch has entries, falling with the number of outputs, within bounds.
+RIDGE, LEAST_RIDGE, MOST_RIDGE = 0.03, 1e-4, 0.1
+AMPLE = 2  # outputs for each entry of a patch
 SAME = 1e-9  # share of the outputs' energy that is rounding: such a layer is left as it is
 ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
 PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
@@ -60,11 +64,28 @@ class _Target:
         rows: int64 [R], where, as indices into the flattened `shape`.
         shape: The layer's `output_shape`.
         values: [R, outputs], of the outputs that stay.
+        ample: Whether these are enough to fit the layer from any start. With a single tap every
+            start gives much the same.
     """
 
     rows: Tensor
     shape: tuple[int, ...]
     values: Tensor
+    ample: bool
+
+
+class Refit(NamedTuple):
+    """What `refit` did not do, and did.
+
+    Attributes:
+        skipped: Weights that lost inputs and could not be compensated at all.
+        alone: Weights that lost inputs and were compensated by `compensate` alone.
+        norms: Names of the BatchNorms that got new statistics.
+    """
+
+    skipped: set[str]
+    alone: set[str]
+    norms: set[str]
 
 
 @torch.no_grad()
@@ -75,32 +96,32 @@ def refit(
     batches: list[Inputs],
     *,
     recalibrate: bool = True,
-) -> tuple[set[str], set[str]]:
+) -> Refit:
     """Fits every layer whose inputs changed to the dense layer's outputs, in place in `small`.
 
-    Left as they are: layers whose outputs are the same anyway; those that are called several times,
-    or whose weight serves several; those that do not compute what their class says.
+    Layers that are called several times, whose weight serves several, or that do not compute what
+    their class says are compensated by `compensate` alone if they lost inputs, and left as they are
+    if not. So are layers with too few samples, before they are fitted.
 
     Args:
         graph: The traced dense network; not changed.
-        small: The pruned network, compensated or not.
+        small: The pruned network, with the dense network's remaining weights.
         positions: Kept positions by parameter and dimension.
         batches: Calibration batches (see `calibration_batches`). They run as one, of as many
             samples as fit into `MEMORY`.
         recalibrate: Whether BatchNorm takes the statistics of its new inputs.
 
-    Returns:
-        Names of the weights whose layers were fitted or needed nothing, and of the BatchNorms that
-        got new statistics. Both are empty where batches cannot be joined.
-
     Raises:
         ValueError: A BatchNorm gets a single value per channel.
     """
-    limit = _samples(graph.model, batches[0])
-    inputs = joined_batches(batches, limit)
+    inputs = joined_batches(batches, _samples(graph.model, batches[0]))
+    targets, norms = ({}, set()) if inputs is None else _dense_pass(graph, small, positions, inputs)
+    lost = lost_inputs(graph, positions)
+    ample = {f"{path}.weight" for path, target in targets.items() if target.ample}
+    start = lost - ample
+    skipped = set(compensate(graph, small, positions, batches, start)) if start else set()
     if inputs is None:
-        return set(), set()
-    targets, norms = _dense_pass(graph, small, positions, inputs)
+        return Refit(skipped, lost - skipped, set())
     fitted: set[str] = set()
 
     def fit(path: str) -> Callable[..., None]:
@@ -119,7 +140,7 @@ def refit(
         hooks |= dict.fromkeys(norms, re_estimate)
     with _hooked(small, hooks, before=True), evaluating(small):
         call(small, inputs)
-    return fitted, norms if recalibrate else set()
+    return Refit(skipped - fitted, lost - skipped - fitted, norms if recalibrate else set())
 
 
 def _samples(model: nn.Module, batch: Inputs) -> int:
@@ -178,6 +199,7 @@ def _dense_pass(
         for path, module in graph.model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     }
+    spread = _several_taps(graph)
     generator = torch.Generator().manual_seed(0)
     calls: Counter[str] = Counter()
     targets: dict[str, _Target] = {}
@@ -192,14 +214,17 @@ def _dense_pass(
                 targets.pop(path, None)
                 return
             outputs = _outputs(graph, positions, path)
-            entries = as_matrix(layers[path], tensor_of(small, f"{path}.weight"))
-            count = min(most, max(1, PATCH_NUMBERS // (entries.shape[0] * entries.shape[2])))
+            groups, _, entries = as_matrix(
+                layers[path], small.get_parameter(f"{path}.weight")
+            ).shape
+            count = min(most, max(1, PATCH_NUMBERS // (groups * entries)))
             shape = output_shape(layer, output)
             rows = _spread_rows(math.prod(shape), count, generator).to(output.device)
             values = output_rows(layer, output, rows)
             if outputs is not None:
                 values = values[:, outputs.to(values.device)]
-            targets[path] = _Target(rows, shape, values)
+            ample = f"{path}.weight" not in spread or len(rows) >= AMPLE * entries
+            targets[path] = _Target(rows, shape, values, ample)
 
         return hook
 
@@ -214,6 +239,16 @@ def _dense_pass(
     with _hooked(model, hooks, before=False), evaluating(model), buffers_kept(model):
         call(model, inputs)
     return targets, {path for path in norms if calls[path] == 1}
+
+
+def _several_taps(graph: ChannelGraph) -> set[str]:
+    """Weights that read a channel of an axis at several places: kernels, flattened inputs."""
+    names = set()
+    for place in (place for axis in graph.axes for place in axis.consumers):
+        taps = math.prod(graph.model.get_parameter(place.parameter).shape[2:])
+        if taps * place.multiplicity > 1:
+            names.add(place.parameter)
+    return names
 
 
 def _outputs(graph: ChannelGraph, positions: Positions, path: str) -> Tensor | None:
@@ -294,6 +329,8 @@ def _fit(
 def _ridge(seen: Tensor, lacking: Tensor) -> Tensor:
     """The matrices D that minimise mean ||lacking - D seen||^2 + lam ||D||^2.
 
+    The error that noise makes in D grows with entries / R; so does lam.
+
     Args:
         seen: [groups, R, entries].
         lacking: [groups, R, outputs].
@@ -303,7 +340,8 @@ def _ridge(seen: Tensor, lacking: Tensor) -> Tensor:
     """
     count, entries = seen.shape[1:]
     smallest = torch.finfo(torch.float32).tiny
-    ridge = RIDGE * seen.double().square().mean((1, 2)).clamp_min(smallest)
+    share = min(max(RIDGE * entries / count, LEAST_RIDGE), MOST_RIDGE)
+    ridge = share * seen.double().square().mean((1, 2)).clamp_min(smallest)
     transposed = seen.transpose(1, 2)
     narrow = entries <= count  # else the matrix of samples is the smaller one
     gram = (transposed @ seen if narrow else seen @ transposed).double() / count

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 
 from mdcp_fast.calibration import calibration_batches
-from mdcp_fast.compensation import compensate as absorb
-from mdcp_fast.compensation import lost_inputs
 from mdcp_fast.compensation import recalibrate as re_estimate
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.plan import PruningPlan
@@ -73,14 +71,12 @@ def prune(
         return small
     done: set[str] = set()
     if compensate:
-        lost = lost_inputs(graph, plan.positions)
-        skipped = set(absorb(graph, small, plan.positions, batches))
-        fitted, done = refit(graph, small, plan.positions, batches, recalibrate=recalibrate)
-        _warn("these lost inputs that they could not be compensated for", skipped - fitted)
+        skipped, alone, done = refit(graph, small, plan.positions, batches, recalibrate=recalibrate)
+        _warn("these lost inputs that they could not be compensated for", skipped)
         _warn(
             "these were compensated as if nothing had changed before them (layers that are called "
             "several times, or batches that cannot be joined)",
-            lost - skipped - fitted,
+            alone,
         )
     if recalibrate:
         re_estimate(small, batches, without=done)

@@ -88,15 +88,15 @@ def test_each_layer_is_the_ridge_regression_of_what_it_reads() -> None:
     plan = PruningPlan.build(graph, [kept])
     small = prune(graph, plan)
     start = small[2].weight.flatten(1).clone()
-    fitted, _ = refit(graph, small, plan.positions, [(x,)])
-    assert fitted == {"0.weight", "2.weight"}
+    assert refit(graph, small, plan.positions, [(x,)]) == (set(), set(), set())
 
     hidden = model[1](model[0](x))[:, kept]
     seen = nn.functional.unfold(hidden, 3, padding=1).transpose(1, 2).flatten(0, 1)
     seen = seen - seen.mean(0)
     target = model(x).flatten(2).transpose(1, 2).flatten(0, 1)
     gram = seen.T @ seen / len(seen)
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(36, dtype=torch.float64)
+    share = RIDGE * 36 / len(seen)
+    ridge = share * gram.diagonal().mean() * torch.eye(36, dtype=torch.float64)
     lacking = target - target.mean(0) - seen @ start.T
     expected = start + torch.linalg.solve(gram + ridge, seen.T @ lacking / len(seen)).T
     assert torch.allclose(small[2].weight.flatten(1), expected, rtol=1e-9)
@@ -118,7 +118,7 @@ def test_more_weights_than_samples() -> None:
     seen = model[1](model[0](x))[:, :20]
     seen = seen - seen.mean(0)
     gram = seen.T @ seen / 8
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(20, dtype=torch.float64)
+    ridge = RIDGE * 20 / 8 * gram.diagonal().mean() * torch.eye(20, dtype=torch.float64)
     lacking = model(x) - model(x).mean(0) - seen @ start.T
     expected = start + torch.linalg.solve(gram + ridge, seen.T @ lacking / 8).T
     assert torch.allclose(small[2].weight, expected, rtol=1e-9)
@@ -229,10 +229,12 @@ def test_layers_called_several_times_are_left_and_named() -> None:
     graph = trace(SharedLayers().eval(), image())
     plan = random_plan(graph)
     small = prune(graph, plan)
+    compensate(graph, small, plan.positions, [(image(batch=8),)])
     before = small.shared.weight.clone()
-    fitted, _ = refit(graph, small, plan.positions, [(image(batch=8),)])
-    assert "shared.weight" not in fitted and "head.weight" in fitted
-    assert torch.equal(small.shared.weight, before)
+    again = prune(graph, plan)
+    assert refit(graph, again, plan.positions, [(image(batch=8),)]).alone == {"shared.weight"}
+    assert torch.equal(again.shared.weight, before)
+    assert not torch.equal(again.head.weight, small.head.weight)
     with pytest.warns(UserWarning, match="as if nothing had changed before.*: shared.weight$"):
         prune(graph, plan, calibration=[image(batch=8)])
 
