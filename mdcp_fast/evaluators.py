@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdcp_fast.capture import Inputs, buffers_kept, call, evaluating
-from mdcp_fast.descriptors import Descriptors
 from mdcp_fast.folding import needs_masks_at_inputs, peak_memory, run_folded
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.ops.population import LossTable, evaluate_population
-from mdcp_fast.selection import select
+from mdcp_fast.selection import Chooser
 from mdcp_fast.verification import tensors_in
 
 MEMORY = 1 << 30  # bytes of activations, by default
@@ -21,15 +20,15 @@ CEILING = 1e6  # the most that a feasible candidate can score; any other scores 
 
 
 class KeptChannels:
-    """Which channels of an axis stay at a width: those that `select` keeps, each found once.
+    """Which channels of an axis stay at a width, each found once.
 
     Args:
-        descriptors: The channels as points.
-        channels_per_cluster: As in `select`.
+        channels: int64 [axes].
+        choose: Says which stay.
     """
 
-    def __init__(self, descriptors: Descriptors, channels_per_cluster: float) -> None:
-        self._descriptors, self._per_cluster = descriptors, channels_per_cluster
+    def __init__(self, channels: Tensor, choose: Chooser) -> None:
+        self._channels, self._choose = channels, choose
         self._known: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, widths: Tensor) -> list[Tensor]:
@@ -42,8 +41,8 @@ class KeptChannels:
         jobs = sorted(wanted - self._known.keys())
         if jobs:
             axis, width = torch.tensor(jobs).unbind(1)
-            found = select(self._descriptors, axis, width, channels_per_cluster=self._per_cluster)
-            sizes = self._descriptors.offsets.diff()[axis].tolist()
+            found = self._choose(axis, width)
+            sizes = self._channels[axis].tolist()
             for job, size, kept in zip(jobs, sizes, found.kept.split(width.tolist()), strict=True):
                 mask = torch.zeros(size, dtype=torch.bool)
                 mask[kept] = True

@@ -230,6 +230,39 @@ class LShade:
         self._trials = self._members
 
 
+class PlainDE(LShade):
+    """Differential evolution as first published: rand/1/bin with constant scale and rate.
+
+    To measure what L-SHADE adds to it.
+
+    Source: R. Storn and K. Price, "Differential evolution", Journal of Global Optimization 11,
+    1997.
+    """
+
+    SCALE, RATE = 0.5, 0.9
+
+    def _mutate(self) -> None:
+        members = self._members
+        _, n, width = members.shape
+        chance = self._uniform(n, width + 1)
+        # Three others, all different: the order of random keys, the member itself last.
+        keys = self._uniform(n, n) + 2 * torch.eye(n, dtype=torch.float64)
+        first, second, third = keys.argsort(dim=2)[..., :3].unbind(2)
+        mutant = _rows(members, first) + self.SCALE * (
+            _rows(members, second) - _rows(members, third)
+        )
+        mutant = torch.minimum(torch.maximum(mutant, self._bottom), self._top)
+        crossed = chance[..., 1:] < self.RATE
+        crossed.scatter_(2, (chance[..., 0] * width).long().unsqueeze(2), True)
+        self._trials = torch.where(crossed, mutant, members)
+
+    def _remember(self, fitness: Tensor) -> None:
+        pass
+
+    def _shrink(self) -> None:
+        self._trials = self._members
+
+
 def differential_evolution(
     evaluate: Evaluate,
     low: Tensor,
@@ -240,6 +273,7 @@ def differential_evolution(
     seeds: Sequence[int] = (0,),
     initial: Tensor | None = None,
     descent: bool = True,
+    algorithm: type[LShade] = LShade,
 ) -> Evolution:
     """Minimises a function of integers with L-SHADE and a descent from the best candidate.
 
@@ -254,6 +288,7 @@ def differential_evolution(
         seeds: One for each run.
         initial: int64 [runs, candidates, D], candidates to start with.
         descent: Go on with `descend` from the best candidate.
+        algorithm: `LShade` or `PlainDE`.
 
     Returns:
         The best of every run, its fitness, and the history.
@@ -267,7 +302,7 @@ def differential_evolution(
         raise ValueError(
             f"differential_evolution: generations: expected at least 1, got {generations}"
         )
-    run = LShade(
+    run = algorithm(
         low,
         high,
         population=population,

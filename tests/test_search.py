@@ -153,7 +153,7 @@ def test_history_falls_to_the_fitness_of_the_plan(graph: ChannelGraph) -> None:
         ({"macs": []}, ValueError, "expected lists of the same length"),
         ({"macs": [0.5, 0.4], "params": [0.5]}, ValueError, "expected lists of the same length"),
         ({"macs": 0.001}, ValueError, r"macs: expected at least 0\.\d+, which keeps the smallest"),
-        ({"macs": 0.5, "descriptor": "nose"}, ValueError, "expected one of moments, got 'nose'"),
+        ({"macs": 0.5, "descriptor": "nose"}, ValueError, "weights, responses, got 'nose'"),
         ({"macs": 0.5, "round_to": 0}, ValueError, "round_to: expected a whole number from 1"),
         ({"macs": 0.5, "round_to": 2.5}, ValueError, "round_to: expected a whole number from 1"),
         ({"macs": 0.5, "min_keep": 1.5}, ValueError, "min_keep: expected a number of channels"),

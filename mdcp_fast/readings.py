@@ -1,0 +1,170 @@
+"""What the layers that read an axis would lose with its channels: two matrices for each.
+
+A layer with weights W and inputs x suffers, from an error e in its inputs, tr(S E[e e^T]): S = sum
+over taps of W^T W for the energy of the error in its outputs, or of W^T F W where F says how much
+each output matters. It is counted as a share of tr(S E[x x^T]), so that layers are comparable. If
+the channels K of an axis stay and predict the others D by ridge regression, that is
+
+    tr(S_DD (G_DD - G_DK (G_KK + lam I)^-1 G_KD)),
+
+G the second moments of x, lam a share of G's mean diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdcp_fast.grams import Consumer, absorbs_mean
+from mdcp_fast.graph import ChannelGraph, Place
+from mdcp_fast.producers import weight_gram
+
+RIDGE = 1e-3  # of the mean diagonal of the Gram matrix
+
+
+class Reading(NamedTuple):
+    """An axis as one weight reads it. Entries go channel by channel, a channel's positions side by
+    side.
+
+    Attributes:
+        gram: float64 [groups, entries, entries], G.
+        effect: float64 [groups, entries, entries], S.
+    """
+
+    gram: Tensor
+    effect: Tensor
+
+    @property
+    def ridge(self) -> Tensor:
+        """lam, float64 [groups, 1, 1]."""
+        scale = self.gram.diagonal(dim1=1, dim2=2).mean(1)
+        return RIDGE * scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]
+
+    @property
+    def kernel(self) -> Tensor:
+        """Inner products of what the entries add to the outputs: float64 [entries, entries].
+
+        The Hadamard product of positive semidefinite matrices is positive semidefinite.
+        """
+        return (self.gram * self.effect).sum(0)
+
+
+def measured_readings(
+    graph: ChannelGraph,
+    consumers: Sequence[Consumer],
+    sensitivity: Mapping[str, Tensor] | None = None,
+) -> list[list[Reading]]:
+    """The readings of every axis from calibration batches.
+
+    Args:
+        graph: The traced network.
+        consumers: From `collect_grams`.
+        sensitivity: From `output_sensitivity`: how much each output matters. Without it, and for
+            layers on which no answer depends, all matter alike.
+
+    Returns:
+        For each axis, its readings, in shares of the layers' effects; where no layer that reads it
+        could be seen, those of `weight_readings`.
+    """
+    from_weights: list[list[Reading]] | None = None
+    known = {consumer.weight: consumer for consumer in consumers if consumer.usable}
+    found = []
+    for index, axis in enumerate(graph.axes):
+        places = [place for place in axis.consumers if place.parameter in known]
+        if not places:
+            from_weights = from_weights or weight_readings(graph)
+            found.append(from_weights[index])
+            continue
+        found.append([_measured(graph, known[p.parameter], p, sensitivity or {}) for p in places])
+    return found
+
+
+def _measured(
+    graph: ChannelGraph,
+    consumer: Consumer,
+    place: Place,
+    sensitivity: Mapping[str, Tensor],
+) -> Reading:
+    gram, _ = consumer.moments(absorbs_mean(graph, consumer))
+    groups, channels, _ = gram.shape
+    weight = graph.model.get_parameter(consumer.weight)
+    every = torch.arange(channels)
+    columns = consumer.columns(weight, every, groups).to(gram)  # [groups, outputs, taps, channels]
+    seen, inner = columns, sensitivity.get(consumer.weight)
+    if inner is not None and bool(inner.any()):
+        inner = inner.to(gram).unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
+        inner = inner.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [groups, outputs, outputs]
+        seen = torch.einsum("gop,gptc->gotc", inner, columns)
+    effect = torch.einsum("gotc,gotd->gcd", columns, seen)
+    effect /= (gram * effect).sum().clamp_min(torch.finfo(torch.float32).tiny)
+    entries = _entries(consumer, place).to(gram.device)
+    return Reading(*(matrix[:, entries][:, :, entries] for matrix in (gram, effect)))
+
+
+def _entries(consumer: Consumer, place: Place) -> Tensor:
+    """Where the axis's channels sit among those that the consumer's Gram matrix knows."""
+    if consumer.blocks is None:
+        return place.positions.flatten()
+    first = {int(p): c for c, p in enumerate(consumer.blocks[:, 0])}
+    return torch.tensor([first[int(p)] for p in place.positions[:, 0]])
+
+
+def weight_readings(graph: ChannelGraph) -> list[list[Reading]]:
+    """The readings of every axis from weights alone: as if its producers' inputs were white noise.
+
+    Returns:
+        For each axis, one reading for each weight that reads it, in shares of that layer's energy.
+    """
+    found: list[list[Reading]] = []
+    energy: dict[str, float] = {}
+    for axis in graph.axes:
+        gram = weight_gram(graph, axis)
+        own = []
+        for place in axis.consumers:
+            weight = graph.model.get_parameter(place.parameter).detach().to("cpu", torch.float64)
+            columns = weight.movedim(place.dimension, 0).flatten(1)[place.positions].flatten(1)
+            effect = columns @ columns.T
+            total = energy.get(place.parameter, 0.0) + float((gram * effect).sum())
+            energy[place.parameter] = total
+            own.append(Reading(gram.unsqueeze(0), effect.unsqueeze(0)))
+        found.append(own)
+    tiny = torch.finfo(torch.float32).tiny
+    return [
+        [
+            Reading(one.gram, one.effect / max(energy[place.parameter], tiny))
+            for one, place in zip(own, axis.consumers, strict=True)
+        ]
+        for own, axis in zip(found, graph.axes, strict=True)
+    ]
+
+
+def ridge_losses(readings: Sequence[Reading], kept: Tensor) -> Tensor:
+    """What the layers that read an axis cannot predict of the channels that go.
+
+    Args:
+        readings: Of the axis.
+        kept: bool [jobs, channels], at least one in each job.
+
+    Returns:
+        float64 [jobs], summed over the readings; 0 where all channels stay.
+    """
+    losses = torch.zeros(len(kept), dtype=torch.float64)
+    for reading in readings:
+        gram, effect = reading
+        size = gram.shape[1] // kept.shape[1]
+        for job, mask in enumerate(kept):
+            stays = mask.repeat_interleave(size).to(gram.device)
+            if bool(stays.all()):
+                continue
+            inner = gram[:, stays][:, :, stays]
+            identity = torch.eye(inner.shape[1], dtype=gram.dtype, device=gram.device)
+            factor = torch.linalg.cholesky(inner + reading.ridge * identity)
+            across = gram[:, stays][:, :, ~stays]
+            across = torch.linalg.solve_triangular(factor, across, upper=False)
+            weights = effect[:, ~stays][:, :, ~stays]
+            total = (weights * gram[:, ~stays][:, :, ~stays]).sum()
+            losses[job] += float(total - ((across @ weights) * across).sum())
+    return losses.clamp_min(0)
