@@ -79,6 +79,9 @@ def method(preset: str | None, data: bool, **options: Any) -> Method:
         value = given.get(name)
         if value is not None and value not in known and (name, value) != ("descriptor", OWN):
             raise ValueError(f"search: {name}: expected one of {', '.join(known)}, got {value!r}")
+    per_cluster = given.get("channels_per_cluster", 1.0)
+    if not per_cluster >= 1:
+        raise ValueError(f"search: channels_per_cluster: expected at least 1, got {per_cluster}")
     # Moments and own points have no greedy selection; then clusters take its place.
     if "selection" not in given and given.get("descriptor") in ("moments", OWN):
         given["selection"] = "crowding"
@@ -170,6 +173,12 @@ class Channels:
 def readings_from(graph: ChannelGraph, batches: Sequence[Inputs]) -> list[list[Reading]]:
     """What calibration batches say of every axis: see `measured_readings`."""
     consumers, _ = collect_grams(graph, batches)
+    for consumer in consumers:
+        if consumer.gram is not None and not consumer.usable:
+            raise ValueError(
+                "search: calibration: expected inputs for which what the dense network's layers "
+                f"read is finite, got NaN or infinities at {consumer.weight}"
+            )
     return measured_readings(graph, consumers, output_sensitivity(graph, consumers, batches))
 
 
