@@ -36,14 +36,17 @@ class _Shrinking:
         self.inverse = torch.linalg.inv(gram + ridge * identity)
         self.effect = reading.effect.clone()
         self.size = gram.shape[1] // channels  # entries of a channel
-        self._b: list[Tensor] = []
-        self._c: list[Tensor] = []
-        self._t: list[Tensor] = []
+        self._make_room()
         self._inverse_blocks = self._blocks(self.inverse)
         self._effect_blocks = self._blocks(self.effect)
         # What the ridge adds to a residual is no loss of the network's.
         own = self._effect_blocks.diagonal(dim1=2, dim2=3).sum(2)
         self._regularised = (ridge[:, 0] * own).sum(0)  # [channels]
+
+    def _make_room(self) -> None:
+        shape = (*self.inverse.shape[:2], LAZY * self.size)
+        self._b, self._c, self._t = (self.inverse.new_empty(shape) for _ in range(3))
+        self._pending = 0
 
     def _blocks(self, matrix: Tensor) -> Tensor:
         """The diagonal blocks, [groups, channels, size, size]."""
@@ -68,20 +71,26 @@ class _Shrinking:
         at = slice(channel * self.size, (channel + 1) * self.size)
         mask = stays.repeat_interleave(self.size).unsqueeze(1)  # [entries, 1]
         column, seen = self.inverse[:, :, at], self.effect[:, :, at]  # [groups, entries, size]
-        if self._b:
-            b, c, t = (torch.cat(one, 2) for one in (self._b, self._c, self._t))
+        if self._pending:
+            b, c, t = (one[..., : self._pending] for one in (self._b, self._c, self._t))
             column = column + b @ c[:, at].transpose(1, 2)
             seen = seen + t @ b[:, at].transpose(1, 2) + b @ t[:, at].transpose(1, 2)
         own = seen[:, at]
         # The entries that go are, from those that stay, -(H^-1_jj)^-1 H^-1_jK x_K.
-        taken = -torch.linalg.solve(column[:, at], column.transpose(1, 2)).transpose(1, 2) * mask
+        if self.size == 1:
+            taken = column / -column[:, at] * mask
+        else:
+            solved = torch.linalg.solve(column[:, at], column.transpose(1, 2))
+            taken = -solved.transpose(1, 2) * mask
         column, seen = column * mask, (seen + taken @ own / 2) * mask
         self._inverse_blocks += self._product(taken, column)
         both = self._product(seen, taken)
         self._effect_blocks += both + both.transpose(2, 3)
+        more = self._pending + self.size
         for pending, new in ((self._b, taken), (self._c, column), (self._t, seen)):
-            pending.append(new)
-        if len(self._b) == LAZY:
+            pending[..., self._pending : more] = new
+        self._pending = more
+        if more == self._b.shape[2]:
             self._settle()
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
@@ -90,15 +99,14 @@ class _Shrinking:
         return parts[0] @ parts[1].transpose(2, 3)
 
     def _settle(self) -> None:
-        b, c, t = (torch.cat(one, 2) for one in (self._b, self._c, self._t))
+        b, c, t = (one[..., : self._pending] for one in (self._b, self._c, self._t))
         self.inverse.baddbmm_(b, c.transpose(1, 2))
         self.effect.baddbmm_(t, b.transpose(1, 2)).baddbmm_(b, t.transpose(1, 2))
-        for pending in (self._b, self._c, self._t):
-            pending.clear()
+        self._pending = 0
 
     def forget(self, channels: Tensor) -> None:
         """Keeps only these channels' entries: int64 [n]."""
-        if self._b:
+        if self._pending:
             self._settle()
         entries = (channels.unsqueeze(1) * self.size + torch.arange(self.size)).flatten()
         entries = entries.to(self.inverse.device)
@@ -110,6 +118,7 @@ class _Shrinking:
             self._effect_blocks[:, channels],
             self._regularised[channels],
         )
+        self._make_room()
 
 
 def elimination_order(readings: Sequence[Reading], channels: int) -> tuple[Tensor, Tensor]:
