@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from ablations import plain_evolution, random_in_cluster, uniform, without_number
 from rivals import CRITERIA, Rival
 from subject import Planner, Subject, uniform_widths
 
+from mdcp_fast.descriptors import moments
 from mdcp_fast.plan import PruningPlan
 from mdcp_fast.search import search
 
@@ -64,10 +64,44 @@ def searched(needs_data: bool, **options: object) -> Planner:
     return plans
 
 
+def without_number(number: int) -> Planner:
+    """The paper's method on two of its three numbers.
+
+    Args:
+        number: The one that is left out: 0 the mean, 1 the variance, 2 the cosine distance.
+    """
+
+    def plans(subject: Subject, budgets: list[float], seed: int) -> Iterable[PruningPlan]:
+        graph, described = subject.graph, moments(subject.graph)
+        if any(3 * len(axis.producers) > described.points.shape[1] for axis in graph.axes):
+            raise NotImplementedError("the numbers of an axis are mixed by principal components")
+        points = described.points.clone()
+        points[:, number::3] = 0  # of every layer that writes the axis
+        own = described._replace(points=points)
+        return search(graph, macs=budgets, preset="paper", descriptor=own, seed=seed)
+
+    return plans
+
+
+def grid() -> dict[str, Method]:
+    """Each descriptor with each selection, at widths searched on what calibration data say."""
+    pairs = [
+        (descriptor, selection)
+        for descriptor in ("moments", "weights", "responses")
+        for selection in ("crowding", "medoid", "greedy")
+    ]
+    pairs.remove(("moments", "greedy"))  # greedy takes products, which three numbers do not give
+    return {
+        f"{descriptor} + {selection}": Method(
+            OURS, searched(True, descriptor=descriptor, selection=selection)
+        )
+        for descriptor, selection in pairs
+    }
+
+
+SEEDS = (0, 1, 2)
 METHODS: dict[str, Method] = {
-    "random": Method(RANDOM, random_channels, (0, 1, 2), tuned=True),
-    "best": Method(OURS, searched(True, preset="best"), tuned=True),
-    "paper": Method(OURS, searched(False, preset="paper"), tuned=True),
+    "random": Method(RANDOM, random_channels, SEEDS, tuned=True),
     **{
         f"{criterion}, {'global' if everywhere else 'uniform'}": Method(
             RIVAL, rival(criterion, everywhere), tuned=True
@@ -75,12 +109,20 @@ METHODS: dict[str, Method] = {
         for criterion in CRITERIA
         for everywhere in (True, False)
     },
-    "moments + crowding": Method(OURS, searched(False, descriptor="moments")),
-    "moments, uniform widths": Method(ABLATION, uniform),
-    "moments, plain DE": Method(ABLATION, plain_evolution),
-    "moments, random in cluster": Method(ABLATION, random_in_cluster, (0, 1, 2)),
+    "greedy, uniform widths": Method(OURS, searched(True, widths="uniform"), tuned=True),
+    "paper": Method(OURS, searched(False, preset="paper"), tuned=True),
+    "best": Method(OURS, searched(True, preset="best"), tuned=True),
+    **grid(),
+    "best, plain DE": Method(ABLATION, searched(True, evolution="plain")),
+    "paper, widths searched": Method(
+        ABLATION, searched(False, preset="paper", widths="searched", clusters="width")
+    ),
+    "paper, plain DE": Method(ABLATION, searched(False, preset="paper", evolution="plain")),
+    "paper, random in cluster": Method(
+        ABLATION, searched(False, preset="paper", selection="random"), SEEDS
+    ),
     **{
-        f"moments without {name}": Method(ABLATION, without_number(number))
+        f"paper without {name}": Method(ABLATION, without_number(number))
         for number, name in enumerate(("mean", "variance", "cosine"))
     },
 }

@@ -2,7 +2,7 @@
 
 python benchmarks/quality.py run --quick   the digits network, every method, minutes
 python benchmarks/quality.py run           ResNet-20 and a VGG on Fashion-MNIST, no fine-tuning
-python benchmarks/quality.py run --tune    the same, fine-tuned
+python benchmarks/quality.py run --tune    with fine-tuning, after all the rest
 python benchmarks/quality.py report        table and figures from the results
 
 A run that was killed goes on where it stopped. See `subject`, `methods`, `rivals` and `treatment`
@@ -12,6 +12,7 @@ for what each of these is.
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from networks import NETWORKS, accuracy, default_cache
 from quality_report import write_report
 from records import Records, written
 from subject import Subject, load_subject
+from torch import nn
 from treatment import (
     BEFORE,
     COMPENSATED,
@@ -50,6 +52,7 @@ class Run:
         self.wanted = re.compile(wanted)
         self._subjects: dict[str, Subject] = {}
         self._plans: dict[tuple[str, str, float, int], PruningPlan] = {}
+        self._compensated: dict[tuple[str, str, float, int], nn.Module] = {}
 
     def subject(self, network: str) -> Subject:
         if network not in self._subjects:
@@ -85,6 +88,8 @@ class Run:
                     subject = self.subject(network)
                     start = time.process_time()
                     small = treated(subject, plan, key[3])
+                    if key[3] == COMPENSATED:
+                        self._compensated[network, name, budget, seed] = small
                     seconds = time.process_time() - start
                     measured = self._scores(subject, small, METHODS[name], key[3])
                     self._add(key, measured | {"seconds": round(seconds, 2)}, plan)
@@ -98,14 +103,17 @@ class Run:
         if not self.missing(key):
             return
         # Where the choice of channels is by lot, each seed has its own.
-        plan = self.plan(network, name, budget, seed if len(method.seeds) > 1 else 0, budgets)
+        choice = (network, name, budget, seed if len(method.seeds) > 1 else 0)
+        plan = self.plan(*choice, budgets)
         if plan is None:
             return
         subject = self.subject(network)
-        small = treated(subject, plan, COMPENSATED)
+        if choice not in self._compensated:
+            self._compensated[choice] = treated(subject, plan, COMPENSATED)
+        small = copy.deepcopy(self._compensated[choice])
         curve = finetuned(subject, small, seed, steps)
-        measured = {"test": curve[-1][1], "curve": curve, "steps": steps}
-        self._add(key, measured | {"validation": accuracy(small, subject.validation)}, plan)
+        measured = {"test": accuracy(small, subject.test), "curve": curve, "steps": steps}
+        self._add(key, measured, plan)
 
     def plan(
         self, network: str, name: str, budget: float, seed: int, budgets: list[float]
@@ -115,7 +123,7 @@ class Run:
         if key not in self._plans:
             try:
                 plans = list(METHODS[name].plans(self.subject(network), budgets, seed))
-            except (ImportError, NotImplementedError, TypeError) as error:
+            except (ImportError, NotImplementedError) as error:
                 print(f"{network}, {name}: left out: {error}", flush=True)
                 return None
             for wanted, plan in zip(budgets, plans, strict=True):
@@ -127,7 +135,7 @@ class Run:
     def _scores(
         self,
         subject: Subject,
-        small: torch.nn.Module,
+        small: nn.Module,
         method: Method | None = None,
         treatment: str = COMPENSATED,
     ) -> dict[str, Any]:
@@ -161,10 +169,9 @@ def run(arguments: argparse.Namespace) -> None:
     budgets = sorted(arguments.budgets, reverse=True)
     for network in arguments.networks:
         this.dense(network)
-    if not arguments.tune or arguments.quick:
-        for name in METHODS:
-            for network in arguments.networks:
-                this.before(network, name, budgets)
+    for name in METHODS:
+        for network in arguments.networks:
+            this.before(network, name, budgets)
     if arguments.tune:
         for seed in range(arguments.seeds):
             for budget in reversed(budgets):
