@@ -82,7 +82,7 @@ def roofline_table(found: list[roofline.Job], per_pair: float | None) -> list[st
     lines.append("|---|---|" + "---:|" * 7)
     for job in found:
         compiled = "-"
-        if per_pair is not None and job.name.split()[1] == "Lloyd,":
+        if per_pair is not None and "Lloyd" in job.name:
             compiled = time(roofline.issue_time(job.pairs * per_pair))
         pairs = f"{job.pairs / 1e6:,.4g} M" if job.pairs else "-"
         lines.append(

@@ -10,11 +10,13 @@ namespace mdcp {
 constexpr int kMaxDimensions = 16;
 
 // Coordinate d of a point is a[d * a_stride]. Terms are added in the order of the dimensions, so a
-// point padded with zeros has the same distances.
+// point padded with zeros has the same distances. The first term begins the sum: compilers do not
+// know that a square is never -0, and would keep an addition to 0.
 template <int kDimensions, class Real>
 MDCP_BOTH Real squared_distance(const Real* a, int64_t a_stride, const Real* b, int64_t b_stride) {
-    Real sum = 0;
-    for (int d = 0; d < kDimensions; ++d) {
+    const Real first = a[0] - b[0];
+    Real sum = first * first;
+    for (int d = 1; d < kDimensions; ++d) {
         const Real difference = a[d * a_stride] - b[d * b_stride];
         sum += difference * difference;
     }
