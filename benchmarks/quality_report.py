@@ -11,14 +11,24 @@ from typing import Any
 from methods import ABLATION, METHODS, OURS, RANDOM, RIVAL
 from networks import NETWORKS
 from records import Records
-from treatment import BEFORE, COMPENSATED, DROPPED, FINETUNED, REESTIMATED
+from subject import HELD_OUT
+from treatment import (
+    BATCH,
+    BEFORE,
+    COMPENSATED,
+    CURVE_IMAGES,
+    DROPPED,
+    FINETUNED,
+    REESTIMATED,
+    STEPS,
+)
 
 TREATMENTS = (*BEFORE, FINETUNED)
 EXPLAINED = {
     DROPPED: "the channels are removed, nothing else",
     REESTIMATED: "then BatchNorm's statistics are re-estimated on 1,000 unlabelled training images",
     COMPENSATED: "ridge compensation and re-estimation, on the same images",
-    FINETUNED: "compensated, then trained",
+    FINETUNED: f"compensated, then {STEPS} steps of {BATCH} training images with their labels",
 }
 DENSE = "dense"
 TITLES = {name: network.title for name, network in NETWORKS.items()}
@@ -45,7 +55,7 @@ def write_report(records: Records, out: Path) -> None:
     name = records.path.stem
     table = tabled(records.records)
     (out / f"{name}.md").write_text(markdown(records, table), encoding="utf-8")
-    figure_budgets(table, out / f"{name}.svg")
+    figure_budgets(records.records, table, out / f"{name}.svg")
     figure_steps(records.records, out / f"{name}_steps.svg")
 
 
@@ -83,6 +93,7 @@ def markdown(records: Records, table: Table) -> str:
             if any(key[0] == network and key[3] == treatment for key in table):
                 parts.append(f"### {treatment}: {EXPLAINED[treatment]}")
                 parts.append(_grid(table, network, treatment))
+        parts += ["### MACs that were used, %", _shares(records.records, network)]
     parts += ["## Best against its rivals", _bars(records.records, table)]
     choice = _choice(records.records)
     if choice:
@@ -92,7 +103,8 @@ def markdown(records: Records, table: Table) -> str:
 
 def _preamble(records: Records) -> str:
     lines = [
-        "Test accuracy in per cent. Budgets are shares of the dense network's MACs, counted by "
+        f"Accuracy on the first {HELD_OUT:,} test images, in per cent. Budgets are shares of the "
+        "dense network's MACs, counted by "
         "`mdcp_fast.graph.count_macs` for all methods. All layers that hang together are pruned, "
         "residual streams included, by all methods; only the classes stay. Rivals are "
         "torch-pruning's criteria with its default options: *global* ranks all channels together, "
@@ -139,6 +151,31 @@ def _grid(table: Table, network: str, treatment: str) -> str:
             for cell, best in zip(cells, top, strict=True)
         ]
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def used_macs(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, float], float]:
+    """The share of the MACs that a plan leaves, by network, method and budget."""
+    return {
+        (one["network"], one["method"], one["budget"]): one["macs"]
+        for one in records
+        if one["method"] != DENSE
+    }
+
+
+def _shares(records: Iterable[dict[str, Any]], network: str) -> str:
+    """How much of each budget the methods used: a share of all groups moves in steps."""
+    used = used_macs(records)
+    budgets = sorted({key[2] for key in used if key[0] == network}, reverse=True)
+    lines = [
+        "| method | " + " | ".join(f"{budget:.0%}" for budget in budgets) + " |",
+        "|---|" + "---:|" * len(budgets),
+    ]
+    for name in METHODS:
+        shares = [used.get((network, name, budget)) for budget in budgets]
+        texts = ["" if share is None else f"{100 * share:.1f}" for share in shares]
+        if any(texts):
+            lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
@@ -235,7 +272,8 @@ def _halfway(records: list[dict[str, Any]], rivals: list[str]) -> str:
     if not lines:
         return ""
     head = [
-        "When `best` reaches the final accuracy of its best rival, in fine-tuning steps:",
+        f"When `best` reaches the final accuracy of its best rival, in fine-tuning steps, on the "
+        f"first {CURVE_IMAGES:,} test images:",
         "",
         "| network | budget | best rival, final | best reaches it | of |",
         "|---|---:|---|---:|---:|",
@@ -295,15 +333,15 @@ def _style(name: str) -> dict[str, Any]:
     return {"color": tones.get(criterion, "#999999"), "linewidth": 1.1, "linestyle": dash}
 
 
-def figure_budgets(table: Table, path: Path) -> None:
+def figure_budgets(records: Iterable[dict[str, Any]], table: Table, path: Path) -> None:
     """Accuracy against MACs: one row of panels for each treatment, one column a network."""
     networks = _ordered(table, 0)
     rows = [
         treatment
         for treatment in (REESTIMATED, COMPENSATED, FINETUNED)
-        if any(key[3] == treatment for key in table)
-    ]
-    budgets = _budgets(table)
+        if len({key[2] for key in table if key[3] == treatment}) > 1  # one budget is no line
+    ] or [COMPENSATED]
+    budgets, used = _budgets(table), used_macs(records)
     names = [name for name in _methods(table) if name in _drawn()]
     figure, panels = _panels(len(rows), len(networks))
     for row, treatment in enumerate(rows):
@@ -311,7 +349,7 @@ def figure_budgets(table: Table, path: Path) -> None:
             panel = panels[row][column]
             for name in names:
                 points = [
-                    (100 * budget, 100 * statistics.mean(cell))
+                    (100 * used[network, name, budget], 100 * statistics.mean(cell))
                     for budget in budgets
                     if (cell := table.get((network, name, budget, treatment)))
                 ]
@@ -346,7 +384,7 @@ def figure_steps(records: Iterable[dict[str, Any]], path: Path) -> None:
                     panel.plot(steps, scores, label=name, markersize=3, **_style(name))
             panel.set_title(f"{TITLES[network]}, {budget:.0%} of the MACs", fontsize=10)
             panel.set_xlabel("fine-tuning steps, 64 images each")
-            panel.set_ylabel("test accuracy, %")
+            panel.set_ylabel(f"accuracy on {CURVE_IMAGES:,} test images, %")
     _save(figure, panels, path)
 
 
