@@ -192,6 +192,7 @@ def build_program(
     kernels: Sequence[Path] | None = None,
     *,
     native: Path = NATIVE,
+    others: Sequence[Path] = (),
     cpu: bool = True,
 ) -> Path:
     """Builds a program around a driver (driver.h).
@@ -201,13 +202,14 @@ def build_program(
         mode: one of MODES.
         kernels: CUDA sources to link; None for the project's.
         native: the csrc folder whose headers the kernels include.
+        others: further CUDA sources to link, which include the project's headers.
         cpu: link the CPU's ops too.
 
     Returns:
         Its path.
     """
     sources = kernel_sources() if kernels is None else kernels
-    compiled = [*compile_kernels([driver], mode), *compile_kernels(sources, mode, native)]
+    compiled = compile_kernels([driver, *others], mode) + compile_kernels(sources, mode, native)
     objects = compile_engine(mode) + compiled + (compile_cpu() if cpu else [])
     return link(objects, compiled, driver.stem, MODES[mode].link_flags)
 

@@ -20,7 +20,8 @@
 #include "engine.h"
 
 // Qualifiers. Blocks run one after the other, so a block's shared variable can be a static one; the
-// unused variable in front of it makes running over its end, or its neighbour's, visible.
+// unused variable in front of it makes running over its end, or its neighbour's, visible. (Aligned
+// to 1, so that no padding, where nothing is seen, lies in between.)
 #define __global__
 #define __device__
 #define __host__
@@ -31,8 +32,9 @@
 #define __constant__ static
 #define EMULATION_JOIN_(a, b) a##b
 #define EMULATION_JOIN(a, b) EMULATION_JOIN_(a, b)
-#define __shared__                                                                              \
-    static __attribute__((used)) unsigned char EMULATION_JOIN(emulation_gap_, __COUNTER__)[64]; \
+#define __shared__                                                                          \
+    static __attribute__((used, aligned(1))) unsigned char EMULATION_JOIN(emulation_gap_,   \
+                                                                          __COUNTER__)[64]; \
     static
 
 #define MDCP_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::emulation::dynamic_shared())

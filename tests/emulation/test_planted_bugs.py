@@ -22,6 +22,8 @@ from emulation.build import (
 )
 
 SEEDS = range(1, 6)
+# Sources without kernels that an op needs beside its own.
+PARTS = {"ward": [NATIVE / "cuda" / "hierarchy.cu"]}
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,119 @@ BUGS = [
         "for (int i = static_cast<int>(threadIdx.x); i < count; i += kCrowdingThreads) {",
         {"checked": r"uninitialised shared memory: thread .* at \S+:\d+"},
     ),
+    Bug(
+        "no barrier between a round's search and the next step",
+        "ward",
+        "ward.cu",
+        """            ward_search<kDimensions>(front, scratch.points, now.alive, own);
+        }
+        __syncthreads();
+    }
+""",
+        """            ward_search<kDimensions>(front, scratch.points, now.alive, own);
+        }
+    }
+""",
+        RACE | {"fibers": "wrong answer"},
+    ),
+    Bug(
+        "no barrier before the warps' counts are added up",
+        "ward",
+        "ward.cu",
+        "if (lane == 0) scratch[warp] = left;\n    __syncthreads();",
+        "if (lane == 0) scratch[warp] = left;",
+        RACE | {"fibers": "wrong answer|shuffle without participation"},
+    ),
+    Bug(
+        "no barrier before it is read where clusters move to",
+        "ward",
+        "ward.cu",
+        "        next += __popc(stay);\n    }\n    __syncthreads();",
+        "        next += __popc(stay);\n    }",
+        RACE,
+    ),
+    Bug(
+        "no barrier before the next front is searched",
+        "ward",
+        "ward.cu",
+        "    __syncthreads();\n    return total;",
+        "    return total;",
+        RACE,
+    ),
+    Bug(
+        "clusters move within the front that they are read from",
+        "ward",
+        "ward.cu",
+        "next = ward_front<kDimensions>(scratch, 1 - now.half, first);",
+        "next = ward_front<kDimensions>(scratch, now.half, first);",
+        RACE,
+    ),
+    Bug(
+        "both clusters of a pair merge it",
+        "ward",
+        "ward.cu",
+        "} else if (own > other) {",
+        "} else if (own > other + count) {",
+        RACE,
+    ),
+    Bug(
+        "only some warps come to a barrier",
+        "ward",
+        "ward.cu",
+        "if (lane == 0) scratch[warp] = left;\n    __syncthreads();",
+        "if (lane == 0) scratch[warp] = left;\n    if (begin < alive) __syncthreads();",
+        DIVERGENCE,
+    ),
+    Bug(
+        "warps without a cluster return before a barrier",
+        "ward",
+        "ward.cu",
+        "        if (now.alive < 2) return;",
+        "        if (now.alive < 2 || warp >= now.alive) return;",
+        {"fibers": DIVERGENCE["fibers"] + ", but thread .* has returned"},
+    ),
+    Bug(
+        "lanes that found no cluster do not take part in a shuffle",
+        "ward",
+        "ward.cu",
+        "    for (int step = kWarp / 2; step > 0; step /= 2) {",
+        "    for (int step = kWarp / 2; step > 0 && best != kWardNobody; step /= 2) {",
+        LANES,
+    ),
+    Bug(
+        "shared memory for one warp too few",
+        "ward",
+        "ward.cu",
+        """    ward_finish(WardProblems problems, WardScratch scratch, int64_t skip) {
+    __shared__ int32_t shared[kWardThreads / kWarp];""",
+        """    ward_finish(WardProblems problems, WardScratch scratch, int64_t skip) {
+    __shared__ int32_t shared[kWardThreads / kWarp - 1];""",
+        SHARED | {"fibers": r"out of bounds \(shared\)"},
+    ),
+    Bug(
+        "a thread past the last point",
+        "ward",
+        "ward.cu",
+        "    if (own >= count) return;\n    if (own == 0) scratch.progress",
+        "    if (own > count) return;\n    if (own == 0) scratch.progress",
+        GLOBAL,
+    ),
+    Bug(
+        "a merge past the last one",
+        "ward",
+        "ward.cu",
+        "    if (own == 0 || own >= count) return;",
+        "    if (own >= count) return;",
+        GLOBAL,
+    ),
+    Bug(
+        "tiles overlap",
+        "ward",
+        "ward.cu",
+        "    const int32_t end = Min()(begin + kWardTile, now.alive);",
+        "    const int32_t end = Min()(begin + kWardTile + 1, now.alive);",
+        {"checked": r"race between blocks: thread .* reads .* that block 1 writes, at \S+:\d+"},
+    ),
 ]
 CASES = [
     pytest.param(bug, mode, report, id=f"{bug.op}: {bug.name} ({mode})")
@@ -173,8 +288,9 @@ def plant(bug: Bug) -> Path:
     """A copy of csrc with the bug; its path."""
     text = (NATIVE / "cuda" / bug.file).read_text()
     assert text.count(bug.old) == 1, f"{bug.file} has changed: plant this bug anew"
+    edits = {bug.file: text.replace(bug.old, bug.new), "dimensions.cuh": fewer_instances()}
     sources = [path for path in sorted(NATIVE.rglob("*")) if path.suffix in (".h", ".cuh", ".cu")]
-    tree = CACHE / "planted" / digest([bug.file, bug.old, bug.new, *sources]) / "csrc"
+    tree = CACHE / "planted" / digest([*edits, *edits.values(), *sources]) / "csrc"
     if not tree.exists():
         partial = tree.with_name("partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -182,9 +298,19 @@ def plant(bug: Bug) -> Path:
             target = partial / path.relative_to(NATIVE)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-        (partial / "cuda" / bug.file).write_text(text.replace(bug.old, bug.new))
+        for name, edited in edits.items():
+            (partial / "cuda" / name).write_text(edited)
         partial.rename(tree)
     return tree
+
+
+def fewer_instances() -> str:
+    """dimensions.cuh with kernels for 2 and 16 dimensions alone: compiled in half of the time."""
+    text = (NATIVE / "cuda" / "dimensions.cuh").read_text()
+    text, padded = re.subn(r"given <= 2 \? 2 : .* : 16;", "given <= 2 ? 2 : 16;", text)
+    text, cases = re.subn(r"case (?:3|4|8):\s+return .*;\n", "", text)
+    assert (padded, cases) == (1, 3), "dimensions.cuh has changed"
+    return text
 
 
 @pytest.mark.parametrize(("bug", "mode", "report"), CASES)
@@ -194,7 +320,7 @@ def test_planted_bug_is_reported(bug: Bug, mode: str, report: str) -> None:
     tree = plant(bug)
     driver = EMULATION / f"drive_{bug.op}.cu"
     kernels = [tree / "cuda" / f"{bug.op}.cu"]
-    program = build_program(driver, mode, kernels, native=tree)
+    program = build_program(driver, mode, kernels, native=tree, others=PARTS.get(bug.op, []))
     # Where the schedule decides, one of a few seeds must do.
     found = ""
     for seed in SEEDS if "threads" not in mode else [1]:
