@@ -252,11 +252,12 @@ __device__ __forceinline__ int32_t ward_compact(const WardFront& from, const War
             to.coordinates[d * stride + target] = from.coordinates[d * stride + own];
         }
     }
-    __syncthreads();
     return total;
 }
 
-// What follows a search: merges, and lists the clusters that must search. By a whole block.
+// What follows a search: merges, and lists the clusters that must search. By a whole block, which
+// has to pass a barrier before it goes on with the clusters; where the kernel ends here, none is
+// needed.
 template <int kDimensions>
 __device__ __forceinline__ WardProgress ward_step(const WardScratch& scratch, int64_t first,
                                                   int32_t count, WardProgress now,
@@ -282,7 +283,6 @@ __device__ __forceinline__ WardProgress ward_step(const WardScratch& scratch, in
         for (int32_t own = threadIdx.x; own < now.alive; own += blockDim.x) {
             front.clusters[own].nearest = kWardUnknown;
         }
-        __syncthreads();
     }
     return now;
 }
@@ -353,6 +353,7 @@ __global__ void __launch_bounds__(kWardThreads, 1)
     while (now.alive > 1) {
         now = ward_step<kDimensions>(scratch, first, count, now, shared);
         if (now.alive < 2) return;
+        __syncthreads();
         const WardFront front = ward_front<kDimensions>(scratch, now.half, first);
         for (int32_t own = warp; own < now.alive; own += warps) {
             if (front.clusters[own].nearest != kWardUnknown) continue;
