@@ -8,6 +8,7 @@ import numpy as np
 from emulation import ptx_numbers as numbers
 from emulation.ptx_access import MemoryInstructions
 from emulation.ptx_machine import CodeBlock, Machine, Moves, Step, ThreadSet
+from emulation.ptx_matrix import MatrixInstructions
 from emulation.ptx_memory import Fault
 from emulation.ptx_numbers import DTYPES, Array
 from emulation.ptx_operands import Operands
@@ -43,6 +44,7 @@ class Decoder:
         self.operands = Operands(machine)
         self.memory = MemoryInstructions(machine, self.operands)
         self.warp = WarpInstructions(machine, self.operands)
+        self.matrix = MatrixInstructions(machine, self.operands)
 
     def code(self) -> list[CodeBlock]:
         """The kernel cut into pieces of straight code; a branch, a label, a barrier end a piece."""
@@ -83,9 +85,9 @@ class Decoder:
         if is_meeting(instruction):
             block.meeting_instruction = instruction
             block.meeting = self.warp.meeting(instruction)
-            block.steps.append(
-                (self.guarded(self.warp.step(instruction), instruction), instruction)
-            )
+            matrix = name in self.matrix.NAMES
+            step = self.matrix.step(instruction) if matrix else self.warp.step(instruction)
+            block.steps.append((self.guarded(step, instruction), instruction))
         elif name in ENDS:
             block.last = instruction
             if name in ("bar", "barrier"):
@@ -228,6 +230,8 @@ class Decoder:
         kinds, function = self.arithmetic(instruction)
         write = self.operands.writer(instruction.operands[0], kinds[0])
         inputs = instruction.operands[1 : len(kinds)]
+        if len(instruction.operands) != len(kinds) + (name == "lop3"):  # its table comes last
+            raise NotImplementedError(f"{len(instruction.operands)} operands")
         read = [self.operands.reader(o, k) for o, k in zip(inputs, kinds[1:], strict=True)]
         if len(read) == 1:
             (one,) = read
@@ -273,10 +277,11 @@ class Decoder:
     def arithmetic(self, instruction: Instruction) -> tuple[tuple[str, ...], numbers.Function]:
         """Types of the result and the inputs, and the function between them."""
         name, *modifiers, kind = instruction.parts
+        given = len(instruction.operands) - 1
         if name == "cvt":
             return self.convert(instruction)
         if kind in PACKED:
-            return _of_halves(name, modifiers, kind)
+            return _of_halves(name, modifiers, kind, given)
         if name == "selp":
             return (kind, kind, kind, "pred"), lambda a, b, p: np.where(p, a, b)
         if name == "slct":
@@ -291,7 +296,7 @@ class Decoder:
         if name == "testp":
             return ("pred", kind), _TESTS[modifiers[0]]
         if numbers.is_float(kind):
-            return _float_arithmetic(name, modifiers, kind)
+            return _float_arithmetic(name, modifiers, kind, given)
         return self.integer_arithmetic(name, modifiers, kind, instruction)
 
     def convert(self, instruction: Instruction) -> tuple[tuple[str, ...], numbers.Function]:
@@ -386,8 +391,9 @@ def _flushing(function: numbers.Function, result: bool) -> numbers.Function:
 
 
 def _float_arithmetic(
-    name: str, modifiers: list[str], kind: str
+    name: str, modifiers: list[str], kind: str, given: int
 ) -> tuple[tuple[str, ...], numbers.Function]:
+    """Of `given` inputs."""
     mode = next((m for m in modifiers if m in ("rn", "rz", "rm", "rp")), "rn")
     known = {"rn", "rz", "rm", "rp", "ftz", "sat", "approx", "full", "NaN"}
     if set(modifiers) - known:
@@ -397,6 +403,9 @@ def _float_arithmetic(
     inputs = count.get(name, 1)
     if name in ("min", "max"):
         function = numbers.extremum(name, kind, "NaN" in modifiers)
+        if given == 3:  # sm_100 and newer
+            inputs, of_two = 3, function
+            function = lambda a, b, c: of_two(of_two(a, b), c)  # noqa: E731
     elif name in ("neg", "abs"):
         function = _sign(name, kind)
     elif name == "copysign":
@@ -424,10 +433,10 @@ def _sign(name: str, kind: str) -> numbers.Function:
 
 
 def _of_halves(
-    name: str, modifiers: list[str], kind: str
+    name: str, modifiers: list[str], kind: str, given: int
 ) -> tuple[tuple[str, ...], numbers.Function]:
     """Arithmetic on two numbers in one register."""
-    kinds, function = _float_arithmetic(name, modifiers, kind[:-2])
+    kinds, function = _float_arithmetic(name, modifiers, kind[:-2], given)
     half = DTYPES[kind[:-2]]
     bits = np.dtype(f"u{half.itemsize}")
     whole = DTYPES[kind]

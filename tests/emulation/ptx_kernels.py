@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from emulation.build import EmulatedCore, kernel_sources
 from emulation.ptx import Module
 from emulation.ptx_compile import nvcc_ptx, same_name
+
+
+@functools.cache
+def _module(text: str) -> Module:
+    return Module(text)
 
 
 class PtxKernels:
@@ -22,8 +28,8 @@ class PtxKernels:
         self.found: dict[str, tuple[Module, str]] = {}  # by the kernel's name
         self.launched: set[str] = set()
         for source in kernel_sources():
-            text = (texts or {}).get(source.stem) or nvcc_ptx(source, architecture)
-            module = Module(text)
+            given = (texts or {}).get(source.stem)
+            module = Module(given) if given else _module(nvcc_ptx(source, architecture))
             self.modules[source.stem] = module
             for name in module.kernels:
                 self.found[same_name(name)] = (module, name)

@@ -208,6 +208,21 @@ def extremum(name: str, kind: str, propagate_nan: bool) -> Function:
     return lambda a, b: f32_to_bf16(np.asarray(of_floats(bf16_to_f32(a), bf16_to_f32(b))))
 
 
+def as_ordered(value: Array, name: str, nan_wins: bool) -> Array:
+    """float32 to int64 in the same order, -0 below 0; NaN where it wins, or loses, min or max."""
+    bits = np.ascontiguousarray(value).view(np.int32).astype(np.int64)
+    ordered = np.where(bits < 0, ~bits - 2**31, bits)
+    extreme = -(2**40) if (name == "min") == nan_wins else 2**40
+    return np.where(np.isnan(value), extreme, ordered)
+
+
+def from_ordered(ordered: Array) -> Array:
+    """Back to float32; NaN is the canonical one."""
+    bits = np.where(ordered < 0, ~(ordered + 2**31), ordered)
+    nan = abs(ordered) == 2**40
+    return np.where(nan, 0x7FFFFFFF, bits).astype(np.int32).view(np.float32)
+
+
 COMPARISONS: dict[str, Function] = {
     "eq": np.equal,
     "ne": np.not_equal,

@@ -274,3 +274,39 @@ SAMPLE spaces(Four four, float* out, int* called_out, int pick) {
              own[(i + pick) % 8];
     called_out[i] = called(i, table) + called(i + 1, table);
 }
+
+// Matrices of 8 x 8 numbers of 16 bits, by one warp: four stored, row i of them at a place of the
+// caller's choice, one loaded and two, transposed. Only the lanes that name rows have an address.
+SAMPLE matrices(const unsigned* held, const int* place, unsigned* stored, unsigned* loaded) {
+#if __CUDA_ARCH__ >= 900
+    __shared__ __align__(16) unsigned tile[32 * 4];
+    const int lane = threadIdx.x;
+    const unsigned begin = static_cast<unsigned>(__cvta_generic_to_shared(tile));
+    const unsigned row = begin + 16 * place[lane];
+    const unsigned *a = held + lane, nowhere = 1;
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+                 "r"(a[0]), "r"(a[32]), "r"(a[64]), "r"(a[96])
+                 : "memory");
+    __syncthreads();
+    for (int k = 0; k < 4; ++k) stored[32 * k + lane] = tile[32 * k + lane];
+    unsigned one, two, three;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
+                 : "=r"(one)
+                 : "r"(lane < 8 ? row : nowhere)
+                 : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(two), "=r"(three)
+                 : "r"(lane < 16 ? row : nowhere)
+                 : "memory");
+    loaded[lane] = one;
+    loaded[32 + lane] = two;
+    loaded[64 + lane] = three;
+    __syncthreads();
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(
+                     lane < 16 ? begin + 16 * lane : nowhere),
+                 "r"(a[64]), "r"(a[96])
+                 : "memory");
+    __syncthreads();
+    for (int k = 0; k < 2; ++k) stored[128 + 32 * k + lane] = tile[32 * k + lane];
+#endif
+}

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 from emulation.ptx_machine import Machine, Step, ThreadSet
 from emulation.ptx_memory import Fault
-from emulation.ptx_numbers import DTYPES, Array
+from emulation.ptx_numbers import Array, as_ordered, from_ordered
 from emulation.ptx_operands import Operands
-from emulation.ptx_parse import Instruction
+from emulation.ptx_parse import Immediate, Instruction
 
-MEETINGS = ("shfl", "vote", "match", "redux", "elect")
+WHOLE_WARP = ("ldmatrix", "stmatrix")  # these name no lanes: all take part
+MEETINGS = ("shfl", "vote", "match", "redux", "elect", *WHOLE_WARP)
 Meeting = Callable[[ThreadSet], tuple[ThreadSet | None, ThreadSet | None]]
 
 
@@ -24,7 +25,10 @@ class WarpInstructions:
     def meeting(self, instruction: Instruction) -> Meeting:
         """Splits a set into those whose lanes are all here (or have ended), and the others."""
         machine = self.machine
-        mask_of = self.operands.reader(instruction.operands[-1], "u32")
+        mask = instruction.operands[-1]
+        if instruction.parts[0] in WHOLE_WARP:
+            mask = Immediate(0xFFFFFFFF)
+        mask_of = self.operands.reader(mask, "u32")
         holds = None
         if instruction.guard is not None:
             holds = self.operands.reader(instruction.guard, "pred")
@@ -221,17 +225,21 @@ class WarpInstructions:
             "or": np.bitwise_or,
             "xor": np.bitwise_xor,
         }[name]
+        absolute, nan_wins = "abs" in instruction.parts, "NaN" in instruction.parts
+        is_float = kind == "f32"
 
         def run(threads: ThreadSet) -> None:
             numbers, group, count = self.grouped(read_mask, threads)
             values = np.broadcast_to(read(threads), numbers.shape)
-            starts = np.zeros(count, DTYPES[kind])
+            if is_float:
+                values = as_ordered(np.abs(values) if absolute else values, name, nan_wins)
+            starts = np.zeros(count, values.dtype)
             _, first = np.unique(group, return_index=True)
             starts[:] = values[first]
             rest = np.ones(len(group), bool)
             rest[first] = False
             function.at(starts, group[rest], values[rest])
-            write(threads, starts[group])
+            write(threads, (from_ordered(starts) if is_float else starts)[group])
 
         return run
 

@@ -7,6 +7,7 @@ fused, the sums of squares did.
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from emulation.ptx_compile import triton_ptx
 from test_population_norm import CASES, TOLERANCE, error, strange
 from torch import Tensor
 
-ARCHITECTURE = 80  # later ones move 16-bit tiles by stmatrix, which the interpreter lacks
+ARCHITECTURES = [80, 90]  # from 90 on, 16-bit tiles are moved by stmatrix
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
@@ -32,11 +33,13 @@ def packed(argument: Tensor | float | int) -> bytes:
     return struct.pack("<f" if isinstance(argument, float) else "<i", argument)
 
 
-def interpret(kernel: Any, launch: Any, options: dict[str, Any], *arguments: Any) -> None:
+def interpret(
+    architecture: int, kernel: Any, *arguments: Any, launch: Any, options: dict[str, Any]
+) -> None:
     """Runs a kernel's PTX on host memory; only the tensors among its arguments may be touched."""
     signature = dict(zip(kernel.arg_names, map(kind, arguments), strict=False))
     constants = {"ROWS": launch.rows, "CHANNELS": launch.channels}
-    text, threads, shared = triton_ptx(kernel, signature, constants, options, ARCHITECTURE)
+    text, threads, shared = triton_ptx(kernel, signature, constants, options, architecture)
     module = Module(text)
     (name,) = module.kernels
     unused = len(module.program.functions[name].parameters) - len(arguments)
@@ -51,8 +54,9 @@ def interpret(kernel: Any, launch: Any, options: dict[str, Any], *arguments: Any
     )
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", [*CASES, "strange"])
-def test_compiled_kernels_agree_with_float64(name: str) -> None:
+def test_compiled_kernels_agree_with_float64(name: str, architecture: int) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     from mdcp_fast.kernels import population_norm as kernels
 
@@ -60,9 +64,8 @@ def test_compiled_kernels_agree_with_float64(name: str) -> None:
     launch, options = kernels.layout(x, len(masks)), kernels.COMPILE_OPTIONS
     means, deviations = torch.full((2, *masks.shape, launch.splits), torch.nan)  # poisoned
     out = torch.full_like(x, torch.nan)
-    interpret(kernels.moments_kernel, launch, options, x, masks, means, deviations, *launch.sizes)
-    interpret(
-        kernels.normalise_kernel, launch, options,
-        x, masks, weight, bias, means, deviations, out, 1e-5**0.5, *launch.sizes,
-    )  # fmt: skip
+    run = partial(interpret, architecture, launch=launch, options=options)
+    run(kernels.moments_kernel, x, masks, means, deviations, *launch.sizes)
+    given = x, masks, weight, bias, means, deviations, out, 1e-5**0.5
+    run(kernels.normalise_kernel, *given, *launch.sizes)
     assert error(out, x, masks, weight, bias) <= TOLERANCE[x.dtype]

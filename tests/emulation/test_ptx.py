@@ -355,6 +355,31 @@ def test_warps(samples: Module) -> None:
     same(out[12].reshape(-1, 32), np.where(odd, warps[np.arange(8), odd.argmax(1)][:, None], 0))
 
 
+def test_matrices_of_a_warp(samples: Module) -> None:
+    """The PTX ISA: lane i's register m holds numbers 2 (i % 4) and the next of row i / 4."""
+    if ".target sm_90" not in samples.program.lines:
+        pytest.skip("stmatrix came with sm_90")
+    random = np.random.default_rng(3)
+    held = random.integers(0, 2**32, (4, 32), np.uint32)
+    place = random.permutation(32).astype(np.int32)
+    stored, loaded = np.zeros((6, 32), np.uint32), np.zeros((3, 32), np.uint32)
+    launch(samples, "matrices", 1, 32, held, place, stored, loaded)
+
+    def number(register: np.ndarray, row: int, column: int) -> int:
+        return int(register[4 * row + column // 2]) >> 16 * (column % 2) & 0xFFFF
+
+    rows = stored[:4].reshape(-1).view(np.uint16).reshape(32, 8)
+    upright = stored[4:].reshape(-1).view(np.uint16).reshape(2, 8, 8)
+    for row, column in np.ndindex(8, 8):
+        for matrix in range(4):
+            value = number(held[matrix], row, column)
+            assert rows[place[8 * matrix + row], column] == value
+        for matrix in range(2):
+            assert number(loaded[1 + matrix], column, row) == number(held[matrix], row, column)
+            assert upright[matrix, column, row] == number(held[2 + matrix], row, column)
+    same(loaded[0], held[0])
+
+
 def test_atomics(samples: Module) -> None:
     a = np.random.default_rng(2).integers(0, 1000, 300).astype(np.int32)
     ints = np.zeros(16 + 300, np.uint32)
@@ -411,6 +436,45 @@ def test_fields_and_tables() -> None:
     same(numbers.look_up(a, b, ~a, 0xE8), (a & b) | (a & ~a) | (b & ~a))
     assert numbers.find_highest(np.array([1, 0, 255], np.uint32)).tolist() == [0, 2**32 - 1, 7]
     assert numbers.find_highest(np.array([-1, -2], np.int32)).tolist() == [2**32 - 1, 0]
+
+
+SMALLEST = """
+.version 8.8
+.target sm_100a
+.address_size 64
+.visible .entry smallest(.param .u64 given, .param .u64 found)
+{
+    .reg .b64 %rd<6>;
+    .reg .b32 %r<8>;
+    ld.param.b64 %rd1, [given];
+    ld.param.b64 %rd2, [found];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd3, %r1, 4;
+    add.s64 %rd4, %rd1, %rd3;
+    add.s64 %rd5, %rd2, %rd3;
+    ld.global.b32 %r2, [%rd4];
+    redux.sync.min.f32 %r3, %r2, -1;
+    redux.sync.max.abs.NaN.f32 %r4, %r2, -1;
+    min.f32 %r5, %r2, 0f3F800000, 0fBF800000;
+    st.global.b32 [%rd5], %r3;
+    st.global.b32 [%rd5+384], %r4;
+    st.global.b32 [%rd5+768], %r5;
+    ret;
+}
+"""
+
+
+def test_extremes_of_sm_100() -> None:
+    """Of a warp's floats, and of three: NaN gives way to numbers unless it is to win."""
+    given = floats(np.float32, 30)[:96].reshape(3, 32)
+    given[1] = np.nan
+    given[2] = abs(given[2])
+    given[2, :3] = 0.0, -0.0, np.nan
+    found = np.zeros((3, 3, 32), np.float32)
+    launch(Module(SMALLEST), "smallest", 1, 96, given, found)
+    same(found[0], np.array([[np.nanmin(given[0])], [np.nan], [-0.0]]))
+    same(found[1], abs(given).max(1, keepdims=True))
+    same(found[2], np.where(np.isnan(given), np.float32(-1), np.minimum(given, np.float32(-1))))
 
 
 # Triton

@@ -13,11 +13,11 @@ from emulation.ptx_compile import SAMPLES, launch, nvcc_ptx
 N = 300
 
 
-def planted(name: str, pattern: str, replacement: str) -> Module:
+def planted(name: str, pattern: str, replacement: str, architecture: int = 75) -> Module:
     """The samples' module with one edit of one kernel."""
-    text = nvcc_ptx(SAMPLES, 75)
+    text = nvcc_ptx(SAMPLES, architecture)
     start = text.index(f".entry {name}(")
-    end = text.find(".entry", start + 1)
+    end = text.find(".entry", start + 1) % (len(text) + 1)
     body, count = re.subn(pattern, replacement, text[start:end], count=1)
     assert count == 1
     return Module(text[:start] + body + text[end:], max_steps=10_000)
@@ -77,6 +77,25 @@ def test_reports_divergent_shuffles() -> None:
         run_block_sum(short)
     with reported("shuffle from lane 16, which does not take part"):
         run_block_sum(planted("block_sum", "^", ""), n=32, block=16)
+
+
+def test_reports_wrong_uses_of_matrices() -> None:
+    held, place = np.zeros((4, 32), np.uint32), np.arange(32, dtype=np.int32)
+
+    def run(pattern: str, replacement: str, block: int = 32) -> None:
+        out = np.zeros((6, 32), np.uint32), np.zeros((3, 32), np.uint32)
+        edited = planted("matrices", pattern, replacement, 90)
+        launch(edited, "matrices", 1, block, held, place, *out)
+
+    run("^", "")
+    with reported("race: shared memory is read that"):
+        run(r"bar\.sync\s+0;", "")
+    with reported("lanes of the warp do not take part"):
+        run(r"stmatrix", UPPER_HALF + "@%pX ret;\nstmatrix")
+    with reported("lanes of the warp do not take part"):
+        run("^", "", block=16)
+    with reported("misaligned access of 16 bytes"):
+        run(r"selp\.b32\s+(%r\d+), (%r\d+), 1, ", r"selp.b32 \1, 8, 1, ")
 
 
 def test_reports_divergent_barriers() -> None:
