@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kPopulationThreads)
             for (int64_t a = 0; a < axes; ++a) sum += losses[a];
             fitness[candidate] = violation > 0 ? sum + violation : sum;
         }
-        __syncthreads();
+        // The next candidate's losses wait for this thread too, at the barrier behind its counts.
     }
 }
 

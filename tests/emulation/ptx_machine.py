@@ -43,15 +43,28 @@ class Register:
         self.bytes = TYPE_BYTES[kind]
         dtype = np.dtype(np.bool_) if kind == "pred" else np.dtype(f"u{self.bytes}")
         self.bits = np.zeros(threads, dtype)
-        self.defined = np.zeros(threads, bool)
+        self.every_byte = np.uint8((1 << self.bytes) - 1)
+        self.defined = np.zeros(threads, np.uint8)  # a bit for each byte
         self.whole = False  # defined in all threads
 
     def forget(self) -> None:
         self.whole = False
-        self.defined.fill(False)
+        self.defined.fill(0)
+
+    def define(self, threads: ThreadSet, known: Array, everyone: bool) -> None:
+        """Notes which bytes hold something from now on; whether the threads are all there are."""
+        if np.all(known == self.every_byte):
+            if not self.whole:
+                self.defined[threads] = self.every_byte
+                self.whole = everyone
+            return
+        if self.whole:
+            self.whole = False
+            self.defined.fill(self.every_byte)
+        self.defined[threads] = known
 
     def check(self, threads: ThreadSet) -> None:
-        defined = self.defined[threads]
+        defined = self.defined[threads] == self.every_byte
         if not defined.all():
             numbers = np.arange(len(self.defined))[threads]
             raise Fault(f"register {self.name} was never written", int(numbers[~defined][0]))

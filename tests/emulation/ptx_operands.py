@@ -121,7 +121,7 @@ class Operands:
                 values = values.view(carrier)
             view[threads] = values
             if not register.whole:
-                register.defined[threads] = True
+                register.defined[threads] = register.every_byte
                 register.whole = threads is everyone
 
         return write
@@ -175,41 +175,67 @@ class Operands:
 
         def run(threads: ThreadSet) -> None:
             to.bits[threads] = source.bits[threads]
-            if source.whole and threads is everyone:
-                to.whole = True
-            elif source.whole and to.whole:
-                pass
-            else:
-                if to.whole:
-                    to.whole = False
-                    to.defined.fill(True)
-                to.defined[threads] = True if source.whole else source.defined[threads]
+            known = source.every_byte if source.whole else source.defined[threads]
+            to.define(threads, known, threads is everyone)
 
         return run
+
+    # Half of a register may be of no use to anyone, and never written.
 
     def _unpack(self, to: Vector, source: Operand, kind: str) -> Step:
         size = TYPE_BYTES[kind] // len(to.items)
         part = f"b{8 * size}"
-        read = self.reader(source, f"b{8 * TYPE_BYTES[kind]}")
+        read, known_of = self.unchecked(source, f"b{8 * TYPE_BYTES[kind]}")
         writers = [self.writer(item, part) for item in to.items]
+        registers = [self.machine.registers.get(getattr(item, "name", "")) for item in to.items]
+        everyone, every_byte = self.machine.all, (1 << size) - 1
 
         def run(threads: ThreadSet) -> None:
-            bits = np.asarray(read(threads))
-            for i, write in enumerate(writers):
+            bits, known = np.asarray(read(threads)), known_of(threads)
+            for i, (write, register) in enumerate(zip(writers, registers, strict=True)):
                 write(threads, (bits >> bits.dtype.type(8 * size * i)).astype(DTYPES[part]))
+                if known is not None and register is not None:
+                    whole = (known >> size * i & every_byte) == every_byte
+                    register.define(threads, whole * register.every_byte, threads is everyone)
 
         return run
 
     def _pack(self, to: Operand, source: Vector, kind: str) -> Step:
         size = TYPE_BYTES[kind] // len(source.items)
         whole = f"b{8 * TYPE_BYTES[kind]}"
-        readers = [self.reader(item, f"b{8 * size}") for item in source.items]
+        readers = [self.unchecked(item, f"b{8 * size}") for item in source.items]
         write, dtype = self.writer(to, whole), DTYPES[whole]
+        assert isinstance(to, Name)
+        register, everyone = self.machine.register(to.name), self.machine.all
+        every_byte = np.uint8((1 << size) - 1)
 
         def run(threads: ThreadSet) -> None:
-            bits = dtype.type(0)
-            for i, read in enumerate(readers):
+            bits, bytes_known, holes = dtype.type(0), np.uint8(0), False
+            for i, (read, known_of) in enumerate(readers):
                 bits = bits | read(threads).astype(dtype) << dtype.type(8 * size * i)
+                known = known_of(threads)
+                holes |= known is not None
+                bytes_known = bytes_known | (every_byte if known is None else known) << size * i
             write(threads, bits)
+            if holes:
+                register.define(threads, bytes_known, threads is everyone)
 
         return run
+
+    def unchecked(
+        self, operand: Operand, kind: str
+    ) -> tuple[Reader, Callable[[ThreadSet], Array | None]]:
+        """A reader to which what was never written is no fault, and what gives the bytes that were.
+
+        None stands for all bytes.
+        """
+        dtype = DTYPES[kind]
+        if isinstance(operand, Name) and self.is_register(operand):
+            register = self.machine.register(operand.name)
+            if register.bytes == dtype.itemsize:
+                view = register.bits.view(dtype)
+                return (
+                    lambda threads: view[threads],
+                    lambda threads: None if register.whole else register.defined[threads],
+                )
+        return self.reader(operand, kind), lambda threads: None

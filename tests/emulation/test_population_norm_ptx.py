@@ -17,7 +17,7 @@ from emulation.ptx_compile import triton_ptx
 from test_population_norm import CASES, TOLERANCE, error, strange
 from torch import Tensor
 
-ARCHITECTURES = [80, 90]  # from 90 on, 16-bit tiles are moved by stmatrix
+ARCHITECTURES = [80, 90, 100]  # from 90 on, 16-bit tiles are moved by stmatrix
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 

@@ -480,7 +480,7 @@ def test_extremes_of_sm_100() -> None:
 # Triton
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", [80, 90, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_triton_statistics_have_the_bits_of_the_native_core(
     dtype: torch.dtype, architecture: int

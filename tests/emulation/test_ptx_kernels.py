@@ -210,6 +210,13 @@ def test_each_barrier_of_the_crowding_kernel_is_missed(emulated: EmulatedCore) -
     assert found and all(found)
 
 
+def test_each_barrier_of_the_population_kernel_is_missed(emulated: EmulatedCore) -> None:
+    case = population_cases.random_case(53, 160, 200, 3, 2, 4)
+    edited = without_barriers("population", "population_kernelILb1E")
+    found = [reports(each, emulated, lambda k: evaluate(k, case)) for each in edited]
+    assert found and all(found)
+
+
 WARD_KERNELS = {
     # Of some points equal, and of a line, with one pair a round, by a small block each.
     "ward_finish": (torch.cat([points_of(60, 2), torch.arange(40.0)[:, None].expand(40, 2)]), 60),
