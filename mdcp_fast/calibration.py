@@ -12,6 +12,9 @@ from mdcp_fast.capture import Inputs
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.verification import tensors_in
 
+NOISE_SAMPLES = 256
+SMOOTHNESS = 1.5  # the power of the frequency by which the amplitude of noise images falls
+
 
 def calibration_batches(graph: ChannelGraph, calibration: Iterable[Any]) -> list[Inputs]:
     """Calibration data as a list of the model's arguments, on the device of the example inputs.
@@ -35,6 +38,56 @@ def calibration_batches(graph: ChannelGraph, calibration: Iterable[Any]) -> list
             "calibration: expected at least one batch, got none (an iterator that was used up?)"
         )
     return batches
+
+
+def noise_batches(graph: ChannelGraph) -> list[Inputs]:
+    """Smooth random images in place of calibration data, as the network's arguments, in one batch.
+
+    Gaussian noise whose amplitude falls with the frequency f as f^-1.5 over the dimensions behind
+    the channels, of mean 0 and variance 1 as inputs standardised for training have; plain Gaussian
+    noise where there are none. Layers are fitted better on it than on nothing, and better than on
+    white noise, since activations are smooth too.
+
+    Args:
+        graph: The traced network. Its example inputs say the shapes; arguments that are no tensors
+            with a batch dimension stay as they are there.
+
+    Raises:
+        ValueError: An argument is not of floating point: what integers mean cannot be guessed.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(example: Any) -> Any:
+        if not isinstance(example, Tensor) or not example.dim():
+            return example
+        if not example.is_floating_point():
+            raise ValueError(
+                "calibration: expected a network whose inputs are of floating point, for 'noise', "
+                f"got an input of {example.dtype}"
+            )
+        drawn = _smooth(torch.randn(NOISE_SAMPLES, *example.shape[1:], generator=generator))
+        return drawn.to(example.device, example.dtype)
+
+    inputs = graph.example_inputs
+    if isinstance(inputs, dict):
+        return [{name: noise(value) for name, value in inputs.items()}]
+    return [tuple(noise(value) for value in inputs)]
+
+
+def _smooth(white: Tensor) -> Tensor:
+    """Weakens high frequencies, along all dimensions from the third on."""
+    dimensions = list(range(2, white.dim()))
+    sizes = [white.shape[d] for d in dimensions]
+    if not dimensions or max(sizes) == 1:
+        return white
+    square = torch.zeros(())
+    for d, size in zip(dimensions, sizes, strict=True):
+        last = d == dimensions[-1]
+        frequency = torch.fft.rfftfreq(size) if last else torch.fft.fftfreq(size)
+        square = square + frequency.square().view(-1, *[1] * (white.dim() - 1 - d))
+    amplitude = square.clamp_min(max(sizes) ** -2.0) ** (-SMOOTHNESS / 2)
+    smooth = torch.fft.irfftn(torch.fft.rfftn(white, dim=dimensions) * amplitude, sizes, dimensions)
+    return (smooth - smooth.mean()) / smooth.std()
 
 
 def joined_batches(batches: list[Inputs], samples: int) -> Inputs | None:

@@ -127,7 +127,8 @@ def refit(
     def fit(path: str) -> Callable[..., None]:
         def hook(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             x = arguments[0] if arguments else named["input"]
-            if _fit(graph, small, positions, path, x, targets.pop(path)):
+            target = targets.pop(path, None)
+            if target is not None and _fit(graph, small, positions, path, x, target):
                 fitted.add(f"{path}.weight")
 
         return hook
@@ -140,6 +141,7 @@ def refit(
         hooks |= dict.fromkeys(norms, re_estimate)
     with _hooked(small, hooks, before=True), evaluating(small):
         call(small, inputs)
+    skipped |= lost - start
     return Refit(skipped - fitted, lost - skipped - fitted, norms if recalibrate else set())
 
 
@@ -346,7 +348,8 @@ def _ridge(seen: Tensor, lacking: Tensor) -> Tensor:
     narrow = entries <= count  # else the matrix of samples is the smaller one
     gram = (transposed @ seen if narrow else seen @ transposed).double() / count
     gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
-    factor = torch.linalg.cholesky_ex(gram).L
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    factor[failed > 0] = torch.nan  # for the caller to see
     if narrow:
         cross = (transposed @ lacking).double() / count
         return torch.cholesky_solve(cross, factor).transpose(1, 2)

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdcp_fast.calibration import calibration_batches
+from mdcp_fast.calibration import calibration_batches, noise_batches
+from mdcp_fast.capture import Inputs
 from mdcp_fast.compensation import recalibrate as re_estimate
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.plan import PruningPlan
 from mdcp_fast.refit import refit
 from mdcp_fast.removal import remove
+
+NOISE = "noise"
 
 
 def prune(
@@ -38,7 +41,10 @@ def prune(
         plan: What `search` returned for this graph.
         calibration: Batches of inputs (tensors, tuples of the model's arguments, dicts of named
             ones, or (input, label) pairs; a DataLoader, a list or an iterator). Without it the
-            channels are merely dropped.
+            channels are merely dropped. "noise" is for where no data are at hand: layers are fitted
+            on smooth random images, and BatchNorm keeps its statistics but for the mean. That
+            expects inputs standardised to mean 0 and variance 1, and recovers much of what is lost
+            at mild budgets; a hundred real images recover more.
         compensate: Let the remaining weights make up for the removed channels.
         recalibrate: Re-estimate BatchNorm statistics.
         check: Compare the merely dropped network with the zeroed dense one in float64 first.
@@ -54,11 +60,16 @@ def prune(
 
     Raises:
         TypeError: `graph` or `plan` is something else.
-        ValueError: `plan` was not made for this graph, or calibration batches do not fit the model.
+        ValueError: `plan` was not made for this graph, or calibration batches do not fit the model,
+            or it is "noise" and the model takes integers.
         RuntimeError: The check failed (the message names the axes and says what to do).
     """
     _check_plan(graph, plan)
-    batches = None if calibration is None else calibration_batches(graph, calibration)
+    batches: list[Inputs] | None = None
+    if isinstance(calibration, str) and calibration == NOISE:
+        batches, recalibrate = noise_batches(graph), False
+    elif calibration is not None:
+        batches = calibration_batches(graph, calibration)
     if check:
         failing = graph.failing([axis.kept for axis in plan.axes])
         if failing:

@@ -13,7 +13,7 @@ from pruning import random_plan, uniform_plan
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mdcp_fast.calibration import joined_batches
+from mdcp_fast.calibration import joined_batches, noise_batches
 from mdcp_fast.compensation import compensate
 from mdcp_fast.graph import ChannelGraph, trace
 from mdcp_fast.plan import PruningPlan
@@ -223,6 +223,40 @@ def test_networks_of_every_kind_run_and_the_dense_one_stays(name: str) -> None:
         assert all(module.training for module in modules)
         assert [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules] == hooks
         assert all(p.grad is None for p in network.parameters())
+
+
+def test_without_data_layers_are_fitted_on_smooth_noise(graph: ChannelGraph) -> None:
+    plan, x = uniform_plan(graph, 0.7), image(batch=SEEN)
+    small = prune(graph, plan, calibration="noise", check=False)
+    assert error(small, graph.model, x) < 0.5 * error(
+        prune(graph, plan, check=False), graph.model, x
+    )
+    assert same(small, prune(graph, plan, calibration="noise", check=False))
+
+
+def test_noise_is_smooth_standardised_and_of_the_inputs_shapes() -> None:
+    inputs = {"y": image(2, size=16), "x": image(size=16), "scale": 0.5}
+    network = BLOCKS["named inputs"].make()
+    (batch,) = noise_batches(trace(network, inputs, check=False))
+    assert isinstance(batch, dict) and list(batch) == ["y", "x", "scale"]
+    assert batch["scale"] == 0.5 and batch["x"].shape == (256, 3, 16, 16)
+    assert abs(float(batch["x"].mean())) < 1e-3 and abs(float(batch["x"].std()) - 1) < 1e-3
+    neighbours = float((batch["x"][..., 1:] * batch["x"][..., :-1]).mean())
+    assert neighbours > 0.8
+
+
+def test_noise_cannot_stand_for_integers() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.a, self.b = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(self.words(x)).relu())
+
+    graph = trace(Embedded().eval(), torch.zeros(1, 4, dtype=torch.int64), check=False)
+    with pytest.raises(ValueError, match="floating point, for 'noise', got .*int64"):
+        prune(graph, random_plan(graph), calibration="noise")
 
 
 def test_layers_called_several_times_are_left_and_named() -> None:
