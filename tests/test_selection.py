@@ -10,7 +10,18 @@ from torch import Tensor
 
 from mdcp_fast.descriptors import Descriptors
 from mdcp_fast.ops.crowding import crowding_distance
-from mdcp_fast.selection import GRID, Selection, loss_table, select
+from mdcp_fast.readings import Reading, ridge_losses
+from mdcp_fast.selection import (
+    GRID,
+    RULES,
+    Clustered,
+    Nested,
+    Selection,
+    cluster_numbers,
+    loss_table,
+    ridge_table,
+    select,
+)
 
 
 def described(sizes: list[int], dimensions: int = 3, seed: int = 0) -> Descriptors:
@@ -60,6 +71,89 @@ def test_the_largest_crowding_distance_stays_inside_a_cluster() -> None:
         stays = torch.isin(members, kept)
         if not stays.all():
             assert distance[stays].min() >= distance[~stays].max()
+
+
+def test_the_nearest_to_the_centre_stay_as_medoids() -> None:
+    descriptors = described([40])
+    found = select(
+        descriptors, torch.tensor([0]), torch.tensor([20]), channels_per_cluster=5.0, rule="medoid"
+    )
+    kept, clusters = jobs(found)[0]
+    for cluster in range(4):
+        members = (clusters == cluster).nonzero().flatten()
+        points = descriptors.points[members]
+        distance = (points - points.mean(0)).norm(dim=1)
+        stays = torch.isin(members, kept)
+        if not stays.all():
+            assert distance[stays].max() <= distance[~stays].min() + 1e-5
+
+
+def test_random_members_cover_the_same_clusters_and_follow_the_seed() -> None:
+    descriptors = described([40])
+    job = torch.tensor([0]), torch.tensor([20])
+    by_rule = {rule: select(descriptors, *job, rule=rule) for rule in RULES}
+    seeds = [select(descriptors, *job, rule="random", seed=seed).kept for seed in (0, 0, 1)]
+    assert torch.equal(seeds[0], seeds[1]) and not torch.equal(seeds[0], seeds[2])
+    for found in by_rule.values():
+        assert torch.equal(found.clusters, by_rule["crowding"].clusters)
+        assert len(set(found.clusters[found.kept].tolist())) == 20
+
+
+def test_given_numbers_of_clusters_are_kept_to() -> None:
+    descriptors = described([40])
+    width, clusters = torch.tensor([20, 20]), torch.tensor([3, 9])
+    found = select(descriptors, torch.tensor([0, 0]), width, clusters=clusters, init="k-means++")
+    for (kept, labels), k in zip(jobs(found), (3, 9), strict=True):
+        assert len(kept) == 20 and len(set(labels[kept].tolist())) == k
+
+
+def made_readings(sizes: list[int]) -> list[list[Reading]]:
+    generator = torch.Generator().manual_seed(0)
+    roots = [
+        [torch.randn(1, n, n, generator=generator, dtype=torch.float64) for _ in range(2)]
+        for n in sizes
+    ]
+    return [[Reading(*(root @ root.transpose(1, 2) for root in pair))] for pair in roots]
+
+
+def test_a_nested_order_keeps_more_of_the_same() -> None:
+    choose = Nested(made_readings([12, 5]), torch.tensor([12, 5]))
+    widths = torch.arange(1, 13)
+    found = choose(torch.zeros(12, dtype=torch.int64), widths)
+    assert found.clusters is None
+    kept = [set(one.tolist()) for one in found.kept.split(widths.tolist())]
+    assert all(small < large for small, large in zip(kept, kept[1:], strict=False))
+    with pytest.raises(ValueError, match=r"width\[1\]: expected 1 to 5, got 6"):
+        choose(torch.tensor([0, 1]), torch.tensor([6, 6]))
+
+
+def test_the_ridge_table_holds_the_losses_of_what_stays() -> None:
+    readings, channels = made_readings([10, 6]), torch.tensor([10, 6])
+    choices = [torch.arange(1, 11), torch.tensor([2, 4, 6])]
+    nested, clustered = Nested(readings, channels), Clustered(described([10, 6]))
+    table = ridge_table(readings, channels, choices, nested)
+    assert table.offsets.tolist() == [0, 10, 16]
+    torch.testing.assert_close(table.values[:10], nested.table().values[:10])
+    assert table.values[12] == pytest.approx((table.values[11] + table.values[13]).item() / 2)
+    table, falling = ridge_table(readings, channels, choices, clustered), torch.inf
+    for width in range(1, 11):
+        mask = torch.zeros(1, 10, dtype=torch.bool)
+        mask[0, clustered(torch.tensor([0]), torch.tensor([width])).kept] = True
+        falling = min(falling, ridge_losses(readings[0], mask).item())
+        assert table.values[width - 1] == pytest.approx(falling)
+    assert table.values[9] == 0 and table.values[15] == 0
+
+
+def test_the_best_number_of_clusters_is_that_of_clear_clusters() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = 50 * torch.randn(5, 3, generator=generator)
+    points = centres.repeat_interleave(8, 0) + torch.randn(40, 3, generator=generator)
+    same = torch.zeros(4, 3)
+    descriptors = Descriptors(torch.cat([points, same]), torch.tensor([0, 40, 44]), torch.ones(44))
+    numbers, qualities = cluster_numbers(descriptors, torch.tensor([20, 1]), init="k-means++")
+    assert numbers[0].tolist() == list(range(2, 21)) and numbers[1].tolist() == [1]
+    assert numbers[0][qualities[0].argmax()] == 5 and qualities[0].max() == 1
+    assert qualities[1].tolist() == [0]
 
 
 def test_infinite_crowding_is_ordered_by_norm_then_index() -> None:
@@ -124,6 +218,11 @@ def test_an_axis_of_equal_channels_loses_nothing() -> None:
     assert torch.equal(
         loss_table(descriptors, [torch.arange(1, 6)]).values, torch.zeros(5, dtype=torch.float64)
     )
+
+
+def test_an_unknown_rule_is_named() -> None:
+    with pytest.raises(ValueError, match="rule: expected one of crowding, medoid, random, got 'b"):
+        select(described([8]), torch.tensor([0]), torch.tensor([2]), rule="best")
 
 
 @pytest.mark.parametrize(
