@@ -23,6 +23,7 @@ from mdcp_fast.graph import ChannelGraph, Place
 from mdcp_fast.producers import weight_gram
 
 RIDGE = 1e-3  # of the mean diagonal of the Gram matrix
+TINY = torch.finfo(torch.float32).tiny
 
 
 class Reading(NamedTuple):
@@ -41,7 +42,7 @@ class Reading(NamedTuple):
     def ridge(self) -> Tensor:
         """lam, float64 [groups, 1, 1]."""
         scale = self.gram.diagonal(dim1=1, dim2=2).mean(1)
-        return RIDGE * scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]
+        return RIDGE * scale.clamp_min(TINY)[:, None, None]
 
     @property
     def kernel(self) -> Tensor:
@@ -66,11 +67,21 @@ def measured_readings(
             layers on which no answer depends, all matter alike.
 
     Returns:
-        For each axis, its readings, in shares of the layers' effects; where no layer that reads it
-        could be seen, those of `weight_readings`.
+        For each axis, its readings, in shares of the layers' effects, times a weight of the layer
+        that is 1 on average; where no layer that reads the axis could be seen, those of
+        `weight_readings`.
+
+        A layer's weight grows with the square root of its whole effect on the answer. Effects
+        themselves (divergences, in nats) would leave some layers next to nothing under small
+        budgets, where errors are far too large to add up; shares alone would treat a block that
+        hardly matters as the classifier. Chosen on validation data: ResNet-20 and a VGG on
+        Fashion-MNIST.
     """
+    seen = [_effect(graph, one, sensitivity or {}) for one in consumers if one.usable]
+    roots = [one.total**0.5 for one in seen if one.weighted]
+    average = sum(roots) / max(len(roots), 1)
+    known = {one.consumer.weight: one for one in seen}
     from_weights: list[list[Reading]] | None = None
-    known = {consumer.weight: consumer for consumer in consumers if consumer.usable}
     found = []
     for index, axis in enumerate(graph.axes):
         places = [place for place in axis.consumers if place.parameter in known]
@@ -78,30 +89,44 @@ def measured_readings(
             from_weights = from_weights or weight_readings(graph)
             found.append(from_weights[index])
             continue
-        found.append([_measured(graph, known[p.parameter], p, sensitivity or {}) for p in places])
+        own = []
+        for place in places:
+            one = known[place.parameter]
+            scale = one.total**0.5 * average if one.weighted else one.total
+            entries = _entries(one.consumer, place).to(one.gram.device)
+            gram, effect = (m[:, entries][:, :, entries] for m in (one.gram, one.effect))
+            own.append(Reading(gram, effect / max(scale, TINY)))
+        found.append(own)
     return found
 
 
-def _measured(
-    graph: ChannelGraph,
-    consumer: Consumer,
-    place: Place,
-    sensitivity: Mapping[str, Tensor],
-) -> Reading:
+class _Effect(NamedTuple):
+    """What a consumer's inputs do to its outputs."""
+
+    consumer: Consumer
+    gram: Tensor  # float64 [groups, channels, channels]
+    effect: Tensor  # float64 [groups, channels, channels], not yet comparable between layers
+    weighted: bool  # by how much each output matters
+
+    @property
+    def total(self) -> float:
+        return float((self.gram * self.effect).sum())
+
+
+def _effect(graph: ChannelGraph, consumer: Consumer, sensitivity: Mapping[str, Tensor]) -> _Effect:
     gram, _ = consumer.moments(absorbs_mean(graph, consumer))
     groups, channels, _ = gram.shape
     weight = graph.model.get_parameter(consumer.weight)
     every = torch.arange(channels)
     columns = consumer.columns(weight, every, groups).to(gram)  # [groups, outputs, taps, channels]
-    seen, inner = columns, sensitivity.get(consumer.weight)
-    if inner is not None and bool(inner.any()):
-        inner = inner.to(gram).unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
-        inner = inner.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [groups, outputs, outputs]
-        seen = torch.einsum("gop,gptc->gotc", inner, columns)
-    effect = torch.einsum("gotc,gotd->gcd", columns, seen)
-    effect /= (gram * effect).sum().clamp_min(torch.finfo(torch.float32).tiny)
-    entries = _entries(consumer, place).to(gram.device)
-    return Reading(*(matrix[:, entries][:, :, entries] for matrix in (gram, effect)))
+    inner = sensitivity.get(consumer.weight)
+    if inner is None or not bool(inner.any()):
+        return _Effect(consumer, gram, torch.einsum("gotc,gotd->gcd", columns, columns), False)
+    inner = inner.to(gram).unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
+    inner = inner.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [groups, outputs, outputs]
+    mattering = torch.einsum("gop,gptc->gotc", inner, columns)
+    effect = torch.einsum("gotc,gotd->gcd", columns, mattering)
+    return _Effect(consumer, gram, effect, True)
 
 
 def _entries(consumer: Consumer, place: Place) -> Tensor:
@@ -131,10 +156,9 @@ def weight_readings(graph: ChannelGraph) -> list[list[Reading]]:
             energy[place.parameter] = total
             own.append(Reading(gram.unsqueeze(0), effect.unsqueeze(0)))
         found.append(own)
-    tiny = torch.finfo(torch.float32).tiny
     return [
         [
-            Reading(one.gram, one.effect / max(energy[place.parameter], tiny))
+            Reading(one.gram, one.effect / max(energy[place.parameter], TINY))
             for one, place in zip(own, axis.consumers, strict=True)
         ]
         for own, axis in zip(found, graph.axes, strict=True)
