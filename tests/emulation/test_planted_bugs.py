@@ -22,8 +22,12 @@ from emulation.build import (
 )
 
 SEEDS = range(1, 6)
-# Sources without kernels that an op needs beside its own.
-PARTS = {"ward": [NATIVE / "cuda" / "hierarchy.cu"]}
+# The sources that an op needs, where they are not one of its name.
+SOURCES = {
+    "kmeans": ["kmeans.cu", "lloyd.cu", "seeding.cu", "ward.cu", "hierarchy.cu"],
+    "ward": ["ward.cu", "hierarchy.cu"],
+}
+HEADERS = {path.name for path in (NATIVE / "cuda").glob("*.cuh")}
 
 
 @dataclass(frozen=True)
@@ -276,6 +280,97 @@ BUGS = [
         "    const int32_t end = Min()(begin + kWardTile + 1, now.alive);",
         {"checked": r"race between blocks: thread .* reads .* that block 1 writes, at \S+:\d+"},
     ),
+    Bug(
+        "no barrier before shared centres make room for others",
+        "kmeans",
+        "lloyd.cu",
+        "        __syncthreads();  // nobody needs what the tile had before\n",
+        "",
+        RACE,
+    ),
+    Bug(
+        "no barrier before shared centres are read",
+        "kmeans",
+        "lloyd.cu",
+        "            tile[i].index = center;\n        }\n        __syncthreads();",
+        "            tile[i].index = center;\n        }",
+        RACE,
+    ),
+    Bug(
+        "no barrier before the next iteration",
+        "kmeans",
+        "lloyd.cu",
+        "        __syncthreads();\n    }\n    if (threadIdx.x == 0) iterations",
+        "    }\n    if (threadIdx.x == 0) iterations",
+        RACE,
+    ),
+    Bug(
+        "no barrier between the centres and their assignment",
+        "kmeans",
+        "lloyd.cu",
+        "        lloyd_recenter<kDimensions>(data, job, &moved);\n        __syncthreads();",
+        "        lloyd_recenter<kDimensions>(data, job, &moved);",
+        RACE,
+    ),
+    Bug(
+        "no barrier before the next empty cluster is looked for",
+        "kmeans",
+        "lloyd.cu",
+        "        __syncthreads();\n        from = empty + 1;",
+        "        from = empty + 1;",
+        RACE,
+    ),
+    Bug(
+        "blocks add to a sum without an atomic",
+        "kmeans",
+        "lloyd.cuh",
+        "    atomicAdd(data.size + job.row + to, 1);",
+        "    ++data.size[job.row + to];",
+        RACE,
+    ),
+    Bug(
+        "lanes that found no centre do not take part in a shuffle",
+        "kmeans",
+        "lloyd.cu",
+        "            for (int step = kWarp / 2; step > 0; step /= 2) {\n"
+        "                const float other_distance",
+        "            for (int step = kWarp / 2; step > 0 && best != kLloydNobody; step /= 2) {\n"
+        "                const float other_distance",
+        {"fibers": "warp divergence: .*__shfl_xor_sync"},
+    ),
+    Bug(
+        "one point too many",
+        "kmeans",
+        "lloyd.cu",
+        "            if (point >= end) continue;\n            if (lost",
+        "            if (point > end) continue;\n            if (lost",
+        GLOBAL,
+    ),
+    Bug(
+        "shared memory for a few centres only",
+        "kmeans",
+        "lloyd.cu",
+        "    __shared__ LloydCenter<kDimensions> tile[kLloydShared<kDimensions>];",
+        "    __shared__ LloydCenter<kDimensions> tile[4];",
+        SHARED,
+    ),
+    Bug(
+        "no barrier before tickets are read",
+        "kmeans",
+        "seeding.cu",
+        "below(random, total);\n        }\n        __syncthreads();",
+        "below(random, total);\n        }",
+        RACE,
+    ),
+    Bug(
+        "only the warps with a candidate come to a barrier",
+        "kmeans",
+        "seeding.cu",
+        "            if (lane == 0) gain[trial] = found;\n        }\n        __syncthreads();",
+        "            if (lane == 0) gain[trial] = found;\n        }\n"
+        "        if (warp < trials) __syncthreads();",
+        DIVERGENCE,
+    ),
 ]
 CASES = [
     pytest.param(bug, mode, report, id=f"{bug.op}: {bug.name} ({mode})")
@@ -288,7 +383,9 @@ def plant(bug: Bug) -> Path:
     """A copy of csrc with the bug; its path."""
     text = (NATIVE / "cuda" / bug.file).read_text()
     assert text.count(bug.old) == 1, f"{bug.file} has changed: plant this bug anew"
-    edits = {bug.file: text.replace(bug.old, bug.new), "dimensions.cuh": fewer_instances()}
+    edits = {bug.file: text.replace(bug.old, bug.new)}
+    if bug.op == "ward":  # the only source with instances that its bugs change
+        edits["dimensions.cuh"] = fewer_instances()
     sources = [path for path in sorted(NATIVE.rglob("*")) if path.suffix in (".h", ".cuh", ".cu")]
     tree = CACHE / "planted" / digest([*edits, *edits.values(), *sources]) / "csrc"
     if not tree.exists():
@@ -319,8 +416,11 @@ def test_planted_bug_is_reported(bug: Bug, mode: str, report: str) -> None:
         pytest.skip(missing)
     tree = plant(bug)
     driver = EMULATION / f"drive_{bug.op}.cu"
-    kernels = [tree / "cuda" / f"{bug.op}.cu"]
-    program = build_program(driver, mode, kernels, native=tree, others=PARTS.get(bug.op, []))
+    names = SOURCES.get(bug.op, [f"{bug.op}.cu"])
+    changed = [name for name in names if bug.file in (name, *HEADERS)]
+    kernels = [tree / "cuda" / name for name in changed]
+    others = [NATIVE / "cuda" / name for name in names if name not in changed]
+    program = build_program(driver, mode, kernels, native=tree, others=others)
     # Where the schedule decides, one of a few seeds must do.
     found = ""
     for seed in SEEDS if "threads" not in mode else [1]:
