@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
-from typing import Any
+from typing import Any, cast
 
 import crowding_cases
 import population_cases
@@ -25,7 +25,7 @@ from replay import assert_same_bits
 from torch import Tensor
 
 from mdcp_fast.ops import crowding, population, ward
-from mdcp_fast.ops.kmeans import kmeans
+from mdcp_fast.ops.kmeans import KMeans, kmeans
 
 OLDEST, NEWEST = 75, 90
 CROWDING = crowding_cases.cases()
@@ -126,6 +126,13 @@ def test_ward_of_problems_of_several_blocks(ptx: PtxKernels, dimensions: int) ->
     assert_ward_agrees(ptx, points, crowding_cases.offsets_of(1026, 4))
 
 
+def run_kmeans(kernels: PtxKernels, *given: Tensor, **options: Any) -> KMeans:
+    assert kernels.core is not None
+    emulation = Emulation([importlib.import_module("mdcp_fast.ops.kmeans")], schedules=(0,))
+    emulation.core = kernels.core
+    return cast(KMeans, emulation(kmeans, *given, **options))
+
+
 def assert_kmeans_agrees(
     kernels: PtxKernels, points: Tensor, sizes: tuple[int, ...], *jobs: tuple[int, int], init: str
 ) -> None:
@@ -134,9 +141,7 @@ def assert_kmeans_agrees(
     given: Any = points_of(int(k.sum()), points.shape[1]) if init == "given" else init
     assert kernels.core is not None
     kernels.core.buffers.clear()
-    emulation = Emulation([importlib.import_module("mdcp_fast.ops.kmeans")], schedules=(0,))
-    emulation.core = kernels.core
-    found = emulation(kmeans, points, offsets, k, problem=problem, init=given)
+    found = run_kmeans(kernels, points, offsets, k, problem=problem, init=given)
     assert_same_bits(found, kmeans(points, offsets, k, problem=problem, init=given))
 
 
@@ -232,6 +237,18 @@ def test_each_barrier_of_wards_kernels_is_missed(emulated: EmulatedCore, kernel:
     found = [
         reports(each, emulated, lambda k: ward._launch(k.core, points, offsets)) for each in edited
     ]
+    assert found and all(found)
+
+
+def test_each_barrier_of_the_first_assignment_is_missed(emulated: EmulatedCore) -> None:
+    """Several points to a thread. What follows has barriers that others make up for."""
+    points, offsets, k = points_of(300, 16), crowding_cases.offsets_of(300), torch.tensor([250])
+    edited = without_barriers("lloyd", "lloyd_assignILi16E", "ILi(?!16E)")
+
+    def run(kernels: PtxKernels) -> None:
+        run_kmeans(kernels, points, offsets, k, init=points[:250], max_iter=0)
+
+    found = [reports(each, emulated, run) for each in edited]
     assert found and all(found)
 
 
