@@ -131,20 +131,20 @@ def figure_descriptors(
         axes.locator_params(axis="x", nbins=5)
         axes.ticklabel_format(axis="both", scilimits=(-2, 4), useMathText=True)
     panels[0].set_ylabel("variance of the weights")
-    count = int(clusters.max()) + 1
+    clustered = f" in {int(clusters.max()) + 1} clusters" if chosen.clusters else ""
     figure.suptitle(
-        f"{chosen.name}: {chosen.channels} channels in {count} clusters, {chosen.width} stay",
+        f"{chosen.name}: {chosen.channels} channels{clustered}, {chosen.width} stay",
         fontsize=12,
     )
+    of_its = "its cluster's " if chosen.clusters else "the "
     left = panels[0]
     marks = [
         left.scatter([], [], s=70, color=DARK, label="stays"),
         left.scatter([], [], s=26, facecolors="none", edgecolors=DARK, label="goes"),
-        *left.plot(
-            [], [], color=GREY, label="from one that goes to its cluster's nearest survivor"
-        ),
-        left.scatter([], [], s=70, color=LONE, label="stays, alone in its cluster"),
+        *left.plot([], [], color=GREY, label=f"from one that goes to {of_its}nearest survivor"),
     ]
+    if chosen.clusters:
+        marks.append(left.scatter([], [], s=70, color=LONE, label="stays, alone in its cluster"))
     figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)
     _save(path, figure)
 
