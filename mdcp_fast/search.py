@@ -120,10 +120,14 @@ def search(
     With `calibration` (a few hundred samples; labels are not used) what a width loses is measured:
     the share of what the layers that read an axis respond to, weighted by how much the network's
     answer depends on it, that ridge regression from the channels that stay cannot predict. `prune`
-    lets those layers take over the rest. Without it, weights stand in for responses.
+    lets those layers take over the rest.
 
-    preset="best" (the default) drops, one after the other, the channels that the others replace
-    best (greedy). preset="paper" is the method of Sun et al., "A Clustering Pruning Method Based on
+    preset="best" drops, one after the other, the channels that the others replace best (greedy), by
+    their responses; without calibration by their weights, some twenty seconds for ResNet-50. It is
+    the default where there is calibration. Without, the default is quick, a second for ResNet-50:
+    clusters of the paper's three numbers, the largest crowding distance, widths that are searched.
+
+    preset="paper" is the method of Sun et al., "A Clustering Pruning Method Based on
     Multidimensional Channel Information", Neural Processing Letters 2024, of which not all is
     published:
 
@@ -155,7 +159,8 @@ def search(
             (0, 1]; a list asks for one plan for each.
         params: The same for parameters. Where both are given, both hold; a single number beside a
             list holds for all of its entries.
-        preset: "best" or "paper". The options up to `channels_per_cluster` override it.
+        preset: "best", "paper" or None, the default. The options up to `channels_per_cluster`
+            override it.
         descriptor: What describes a channel. "moments": the paper's three numbers. "weights": the
             filters that write it, BatchNorm folded in. "responses": what it adds, on calibration
             batches, to the outputs of the layers that read it. Or points of your own,

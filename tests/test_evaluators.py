@@ -206,8 +206,8 @@ def test_the_table_is_the_default_and_its_plans_stay_the_same(graph: ChannelGrap
     spelled = search(graph, macs=0.4, evaluator="table", population=64, generations=100)
     assert spelled.to_json() == plan.to_json()
     assert plan.settings == {
-        "descriptor": "weights",
-        "selection": "greedy",
+        "descriptor": "moments",
+        "selection": "crowding",
         "widths": "searched",
         "clusters": "width",
         "seeding": "ward",

@@ -70,15 +70,19 @@ def test_the_paper_keeps_one_share_and_searches_the_clusters(graph: ChannelGraph
     assert search(graph, preset="paper", **QUICK) == plan
 
 
-def test_best_is_the_default_and_uses_what_it_is_given(graph: ChannelGraph) -> None:
-    for given in ({}, {"calibration": BATCHES}):
-        plan, spelled = (
-            search(graph, **QUICK, **given),
-            search(graph, preset="best", **QUICK, **given),
-        )
-        assert kept(plan) == kept(spelled)
-        assert plan.settings["selection"] == "greedy"
-    assert plan.settings["descriptor"] == "responses"
+def test_best_is_the_default_where_there_is_data_and_uses_what_it_is_given(
+    graph: ChannelGraph,
+) -> None:
+    free = search(graph, preset="best", **QUICK)
+    assert (free.settings["descriptor"], free.settings["selection"]) == ("weights", "greedy")
+    best = search(graph, preset="best", calibration=BATCHES, **QUICK)
+    assert (best.settings["descriptor"], best.settings["selection"]) == ("responses", "greedy")
+    assert kept(search(graph, calibration=BATCHES, **QUICK)) == kept(best)
+
+
+def test_without_data_the_default_clusters_moments(graph: ChannelGraph) -> None:
+    plan = search(graph, **QUICK)
+    assert (plan.settings["descriptor"], plan.settings["selection"]) == ("moments", "crowding")
 
 
 @pytest.mark.parametrize("descriptor", VALUES["descriptor"])
@@ -205,7 +209,10 @@ def test_the_search_is_repeatable_and_leaves_the_random_state(graph: ChannelGrap
         ({"evolution": "none"}, "evolution: expected one of l-shade, plain"),
         ({"clusters": "many"}, "clusters: expected one of width, searched"),
         ({"clusters": "searched", "descriptor": "moments"}, "widths: expected 'uniform' where"),
-        ({"clusters": "searched", "widths": "uniform"}, "selection: expected one that clusters"),
+        (
+            {"preset": "best", "clusters": "searched", "widths": "uniform"},
+            "selection: expected one that clusters",
+        ),
         ({"calibration": [X * torch.nan]}, "calibration: expected batches of finite numbers"),
         ({"calibration": [X * 1e37]}, "calibration: expected inputs for which .* is finite"),
         ({"calibration": []}, "calibration: expected at least one batch"),
