@@ -115,14 +115,17 @@ def _preamble(records: Records) -> str:
         "",
         "Measured on:",
     ]
-    for one in records.environments:
+    for place, one in enumerate(records.environments):
+        own = [record["treatment"] for record in records.records if record["environment"] == place]
+        counts = ", ".join(f"{own.count(name)} {name}" for name in TREATMENTS if name in own)
         versions = ", ".join(
             f"{name} {value}"
             for name, value in one.items()
             if name not in ("machine", "date", "mdcp_fast")
         )
         lines.append(
-            f"- {one['date']}, {one['machine']}, mdcp_fast at commit {one['mdcp_fast']}, {versions}"
+            f"- {one['date']}, {one['machine']}, mdcp_fast at commit {one['mdcp_fast']}, "
+            f"{versions}: {counts}"
         )
     return "\n".join(lines)
 
@@ -288,19 +291,21 @@ def _choice(records: list[dict[str, Any]]) -> str:
         own = one["method"] in METHODS and METHODS[one["method"]].family == OURS
         if own and one["treatment"] == COMPENSATED and "validation" in one:
             scores[one["method"]][one["network"], one["budget"]] = one["validation"]
-    cells = sorted({cell for by_cell in scores.values() for cell in by_cell})
-    complete = {name: by for name, by in scores.items() if len(by) == len(cells)}
-    if not complete:
+    cells = sorted(set.intersection(*map(set, scores.values())) if scores else ())
+    if not cells:
         return ""
+    budgets = sorted({budget for _, budget in cells}, reverse=True)
     networks = list(dict.fromkeys(network for network, _ in cells))
     lines = [
-        "By validation accuracy, compensated, mean over the budgets, on the networks of this "
-        "table and no others; test data chose nothing.",
+        "By validation accuracy, compensated, mean over the budgets that all were measured at ("
+        + ", ".join(f"{budget:.0%}" for budget in budgets)
+        + "), on the networks of this table and no others; test data chose nothing.",
         "",
         "| setting | " + " | ".join(TITLES[network] for network in networks) + " | mean |",
         "|---|" + "---:|" * (len(networks) + 1),
     ]
-    for name, by_cell in sorted(complete.items(), key=lambda one: -sum(one[1].values())):
+    common = {name: {cell: by[cell] for cell in cells} for name, by in scores.items()}
+    for name, by_cell in sorted(common.items(), key=lambda one: -sum(one[1].values())):
         means = [
             statistics.mean(value for cell, value in by_cell.items() if cell[0] == network)
             for network in networks
