@@ -91,7 +91,9 @@ def tensors_of(value: Any) -> list[Tensor]:
 def assert_same_bits(there: Any, here: Any) -> None:
     for result, expected in zip(tensors_of(there), tensors_of(here), strict=True):
         assert result.dtype == expected.dtype and result.shape == expected.shape
-        assert torch.equal(result.cpu(), expected)
+        # As bytes: 0 and -0 are equal numbers, not equal bits.
+        found, wanted = (one.cpu().reshape(-1).view(torch.uint8) for one in (result, expected))
+        assert torch.equal(found, wanted)
 
 
 class Both:

@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(kKMeansThreads)
     const Merge* const merge = merges.merge + job.first;
     const int32_t* const row = merges.row + job.first;
     for (int64_t point = tile.begin + threadIdx.x; point < end; point += kKMeansThreads) {
-        // A cluster's smallest point names it. The first k - 1 divisions undo the last merges.
+        // A cluster's smallest point names it. The first k - 1 divisions undo the last merges. The
+        // way is as long as the tree is deep: of the order of ln n, n at worst.
         int32_t cluster = static_cast<int32_t>(point);
         while (cluster != 0 && row[cluster] < job.count - job.k) cluster = merge[cluster].into;
         const int64_t label = cluster == 0 ? 0 : job.count - 1 - row[cluster];
@@ -84,16 +85,14 @@ __global__ void __launch_bounds__(kKMeansThreads)
     for (int64_t cluster = threadIdx.x; cluster < job.k; cluster += kKMeansThreads) {
         const int64_t row = job.row + cluster;
         for (int d = 0; d < padded; ++d) {
-            float center = 0;
-            if (d >= data.dimensions) {
-                // Zeros change no distance.
-            } else if (init == KMeansProblem::kWard) {
+            float center = 0;  // beyond the given dimensions: zeros change no distance
+            if (d < data.dimensions && init == KMeansProblem::kWard) {
                 const int64_t sum = static_cast<int64_t>(data.sum[row * data.dimensions + d]);
                 center = fixed_mean(sum, data.size[row]);
-            } else if (init == KMeansProblem::kPlusPlus) {
+            } else if (d < data.dimensions && init == KMeansProblem::kPlusPlus) {
                 const int64_t point = job.first + seeds[job.seed + cluster];
                 center = data.scaled[d * data.point_count + point];
-            } else {
+            } else if (d < data.dimensions) {
                 const double value = given[row * data.dimensions + d] * scale;
                 center = static_cast<float>(Max()(-kFarAway, Min()(value, kFarAway)));
             }
@@ -199,7 +198,7 @@ void launch_kmeans(const KMeansPlan& plan, const KMeansProblem& in, const KMeans
     const auto* const tiles = reinterpret_cast<const LloydTile*>(data.jobs + in.jobs);
     const auto* const tasks = reinterpret_cast<const PlusPlusTask*>(tiles + plan.tiles);
     Merges merges{};
-    if (in.init == KMeansProblem::kWard) {
+    if (in.init == KMeansProblem::kWard && in.jobs > 0) {
         const WardPlan ward(in.offsets, in.problems);
         merges = launch_hierarchy(ward, ward.on_device(in.points, in.dimensions, tables), workspace,
                                   stream);

@@ -209,7 +209,8 @@ __device__ __forceinline__ void lloyd_look_again(const Lloyd& data, const LloydJ
 }
 
 // Every empty cluster, by ascending index, gets the point farthest from its centre, the smallest
-// index among equals; a point that is its cluster's only one stays.
+// index among equals; a point that is its cluster's only one stays. Each takes a look at all
+// points: seeds that are points leave few clusters empty, or none.
 __device__ __forceinline__ void lloyd_relocate(const Lloyd& data, const LloydJob& job,
                                                int32_t* scratch, unsigned long long* wide_scratch) {
     const int32_t count = static_cast<int32_t>(job.count), k = static_cast<int32_t>(job.k);

@@ -14,7 +14,7 @@ constexpr int64_t kLloydTile = 512;  // points that a block of a launch by tiles
 // A row of a table made on the host.
 struct LloydJob {
     int64_t index;    // of the job in the caller's order
-    int64_t problem;  //
+    int64_t problem;  // which its points are
     int64_t first;    // of the problem's points
     int64_t count;    // points
     int64_t k;        // clusters

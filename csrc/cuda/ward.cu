@@ -306,9 +306,10 @@ __global__ void __launch_bounds__(kWardTile)
     front.clusters[own] = {0, 0, 1, own, own, kWardUnknown};
 }
 
-// The search of a round, by tiles of clusters.
+// The search of a round, by tiles of clusters. At least 2 blocks a multiprocessor: left to itself,
+// ptxas aims at more on sm_100, and spills.
 template <int kDimensions>
-__global__ void __launch_bounds__(kWardTileThreads)
+__global__ void __launch_bounds__(kWardTileThreads, 2)
     ward_search_tile(WardProblems problems, WardScratch scratch) {
     const int64_t problem = problems.tile_problem[blockIdx.x];
     const int32_t begin = static_cast<int32_t>(problems.tile_begin[blockIdx.x]);

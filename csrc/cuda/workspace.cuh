@@ -15,6 +15,9 @@ class Workspace {
     T* take(int64_t count) {
         T* const array = start_ ? reinterpret_cast<T*>(start_ + bytes_) : nullptr;
         bytes_ += (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+#ifdef MDCP_EMULATION
+        if (start_) arrays_.add(array, count * sizeof(T));
+#endif
         return array;
     }
 
@@ -25,6 +28,9 @@ class Workspace {
     static constexpr size_t kAlignment = 256;
     char* start_;
     size_t bytes_ = 0;
+#ifdef MDCP_EMULATION
+    emulation::Parts arrays_{start_};  // so that a step from one array into the next is seen
+#endif
 };
 
 }  // namespace mdcp

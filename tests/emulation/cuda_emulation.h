@@ -16,7 +16,9 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
+#include "control.h"
 #include "engine.h"
 
 // Qualifiers. Blocks run one after the other, so a block's shared variable can be a static one; the
@@ -89,6 +91,31 @@ void launch(const char* text, dim3 grid, dim3 block, size_t shared_bytes, const 
         },
         values);
 }
+
+// Makes the checker see a buffer as its parts alone, for as long as this lives.
+class Parts {
+  public:
+    explicit Parts(const void* buffer) : buffer_(buffer) {
+        if (buffer_) emulation_remove_buffer(buffer_);
+    }
+    ~Parts() {
+        for (const void* part : parts_) emulation_remove_buffer(part);
+        if (buffer_) emulation_add_buffer(buffer_, size_);
+    }
+    Parts(const Parts&) = delete;
+    Parts& operator=(const Parts&) = delete;
+
+    void add(const void* part, size_t size) {
+        parts_.push_back(part);
+        emulation_add_buffer(part, size);
+        size_ = static_cast<const char*>(part) + size - static_cast<const char*>(buffer_);
+    }
+
+  private:
+    const void* buffer_;
+    size_t size_ = 0;
+    std::vector<const void*> parts_;
+};
 
 }  // namespace emulation
 

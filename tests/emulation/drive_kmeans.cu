@@ -85,7 +85,8 @@ int main(int count, char** arguments) {
             compare({{70}, {0}, {9}, 5, init, 100}, numbers);
             compare({{60}, {0}, {25}, 16, init, 3}, numbers);
             compare({{60}, {0}, {60}, 2, init, 0}, numbers);
-            compare({{300}, {0}, {5}, 16, init, 2}, numbers);  // several points to a thread
+            compare({{200}, {0}, {11}, 8, init, 5}, numbers);  // two points to a thread
+            compare({{300}, {0}, {5}, 16, init, 2}, numbers);  // points in several rounds
         }
     });
 }

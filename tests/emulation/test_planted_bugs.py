@@ -347,6 +347,14 @@ BUGS = [
         GLOBAL,
     ),
     Bug(
+        "one cluster too many, in the next array of the workspace",
+        "kmeans",
+        "kmeans.cu",
+        "row < job.row + job.k; row += kKMeansThreads",
+        "row <= job.row + job.k; row += kKMeansThreads",
+        GLOBAL,
+    ),
+    Bug(
         "shared memory for a few centres only",
         "kmeans",
         "lloyd.cu",

@@ -241,7 +241,7 @@ def test_each_barrier_of_wards_kernels_is_missed(emulated: EmulatedCore, kernel:
 
 
 def test_each_barrier_of_the_first_assignment_is_missed(emulated: EmulatedCore) -> None:
-    """Several points to a thread. What follows has barriers that others make up for."""
+    """Points in several rounds. What follows has barriers that others make up for."""
     points, offsets, k = points_of(300, 16), crowding_cases.offsets_of(300), torch.tensor([250])
     edited = without_barriers("lloyd", "lloyd_assignILi16E", "ILi(?!16E)")
 
