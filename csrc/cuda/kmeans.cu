@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kKMeansThreads)
 }
 
 // The centres that a job starts from, by a block: the means of the cut's clusters, the points that
-// k-means++ chose, or the caller's.
-__global__ void __launch_bounds__(kKMeansThreads)
+// k-means++ chose, or the caller's. The bound of blocks a multiprocessor keeps ptxas from spilling.
+__global__ void __launch_bounds__(kKMeansThreads, 2)
     kmeans_start(Lloyd data, KMeansProblem::Init init,
                  const int32_t* seeds,  // of k-means++
                  const float* given,    // [rows, dimensions]
