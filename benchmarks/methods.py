@@ -16,6 +16,10 @@ from mdcp_fast.search import search
 RANDOM, RIVAL, OURS, ABLATION = "random", "rival", "ours", "ablation"
 
 
+class DoesNotApply(Exception):
+    """A method that a network does not allow."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the table.
@@ -74,7 +78,7 @@ def without_number(number: int) -> Planner:
     def plans(subject: Subject, budgets: list[float], seed: int) -> Iterable[PruningPlan]:
         graph, described = subject.graph, moments(subject.graph)
         if any(3 * len(axis.producers) > described.points.shape[1] for axis in graph.axes):
-            raise NotImplementedError("the numbers of an axis are mixed by principal components")
+            raise DoesNotApply("the numbers of an axis are mixed by principal components")
         points = described.points.clone()
         points[:, number::3] = 0  # of every layer that writes the axis
         own = described._replace(points=points)

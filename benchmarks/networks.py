@@ -146,6 +146,23 @@ def trained(name: str, cache: Path, epochs: int | None = None) -> nn.Module:
     return model.eval()
 
 
+def training_step(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> float:
+    """One step of an optimizer and of its learning rate; the loss before it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(model(inputs).float(), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+    return loss.item()
+
+
 def train(model: nn.Module, data: Data, epochs: int, lr: float, flips: bool) -> None:
     """Trains in place, with the same batches on every run."""
     images, labels = tensors(data.train)
@@ -162,13 +179,7 @@ def train(model: nn.Module, data: Data, epochs: int, lr: float, flips: bool) -> 
         total = 0.0
         for batch in order.split(BATCH)[: len(images) // BATCH]:
             inputs = augmented(images[batch], flips, generator)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = F.cross_entropy(model(inputs).float(), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
+            total += training_step(model, inputs, labels[batch], optimizer, schedule)
         mean = total / (len(images) // BATCH)
         print(
             f"epoch {epoch + 1}: loss {mean:.4f}, {time.perf_counter() - start:.0f} s", flush=True

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import METHODS, OURS, Method
+from methods import METHODS, OURS, DoesNotApply, Method
 from networks import NETWORKS, accuracy, default_cache
 from quality_report import write_report
 from records import Records, written
@@ -123,7 +123,7 @@ class Run:
         if key not in self._plans:
             try:
                 plans = list(METHODS[name].plans(self.subject(network), budgets, seed))
-            except (ImportError, NotImplementedError) as error:
+            except (ImportError, DoesNotApply) as error:
                 print(f"{network}, {name}: left out: {error}", flush=True)
                 return None
             for wanted, plan in zip(budgets, plans, strict=True):

@@ -6,8 +6,7 @@ import math
 import warnings
 
 import torch
-import torch.nn.functional as F
-from networks import accuracy, augmented
+from networks import accuracy, augmented, training_step
 from subject import Subject
 from torch import nn
 
@@ -87,10 +86,5 @@ def finetuned(
         small.train()
         batch = torch.randint(0, len(images), (BATCH,), generator=generator)
         inputs = augmented(images[batch], subject.flips, generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(small(inputs).float(), classes[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        training_step(small, inputs, classes[batch], optimizer, schedule)
     return curve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mdcp_fast.graph import ChannelGraph
@@ -39,6 +40,17 @@ def random_plan(graph: ChannelGraph, seed: int = 0) -> PruningPlan:
     generator = torch.Generator().manual_seed(seed)
     widths = [int(torch.randint(1, a.channels + 1, (), generator=generator)) for a in graph.axes]
     return PruningPlan.build(graph, random_channels(torch.tensor(widths), graph, seed))
+
+
+class Functional(nn.Module):
+    """Its second layer is a parameter and a function, no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.weight = nn.Conv2d(3, 6, 3), nn.Parameter(torch.randn(4, 6, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(self.a(x), self.weight)
 
 
 def sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from blocks import Residual, SeveralInputs, SharedWeights, image
-from pruning import random_plan
+from pruning import Functional, random_plan
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -131,14 +130,6 @@ def test_batches_add_up() -> None:
 
 
 def test_layers_that_are_no_modules_are_named() -> None:
-    class Functional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.weight = nn.Conv2d(3, 6, 3), nn.Parameter(torch.randn(4, 6, 3, 3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.conv2d(self.a(x), self.weight)
-
     graph = trace(Functional(), image())
     plan = PruningPlan.build(graph, [[0, 3]])
     small = prune(graph, plan)

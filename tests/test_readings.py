@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import Residual, image
+from pruning import Functional
 from torch import Tensor, nn
 
 from mdcp_fast.grams import collect_grams
@@ -204,14 +205,6 @@ def test_frozen_networks_have_sensitivities_too() -> None:
 
 @torch.no_grad()
 def test_layers_that_are_no_modules_are_read_by_their_weights() -> None:
-    class Functional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.weight = nn.Conv2d(3, 6, 3), nn.Parameter(torch.randn(4, 6, 3, 3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.conv2d(self.a(x), self.weight)
-
     graph = trace(Functional(), image())
     consumers, skipped = collect_grams(graph, [(image(batch=4),)])
     assert skipped == ["weight"]

@@ -12,6 +12,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "numerics/distance.h"
+
 namespace mdcp {
 
 constexpr int kWarp = 32;
@@ -117,6 +119,20 @@ __device__ __forceinline__ T warp_scan(T value, Op op) {
         if (lane >= step) value = op(before, value);
     }
     return value;
+}
+
+// The nearest of what the warp's lanes found, in every lane: among equal distances the smallest
+// index.
+template <class Real>
+__device__ __forceinline__ void warp_nearest(Real& distance, int32_t& index) {
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+        const Real other_distance = __shfl_xor_sync(kAllLanes, distance, step);
+        const int32_t other = __shfl_xor_sync(kAllLanes, index, step);
+        if (nearer(other_distance, other, distance, index)) {
+            distance = other_distance;
+            index = other;
+        }
+    }
 }
 
 // op over the values of a block of whole warps, in every thread. scratch: [warps], shared memory,

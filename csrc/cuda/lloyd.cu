@@ -191,14 +191,7 @@ __device__ __forceinline__ void lloyd_look_again(const Lloyd& data, const LloydJ
                     best = center;
                 }
             }
-            for (int step = kWarp / 2; step > 0; step /= 2) {
-                const float other_distance = __shfl_xor_sync(kAllLanes, best_distance, step);
-                const int32_t other = __shfl_xor_sync(kAllLanes, best, step);
-                if (nearer(other_distance, other, best_distance, best)) {
-                    best_distance = other_distance;
-                    best = other;
-                }
-            }
+            warp_nearest(best_distance, best);
             if (lane != 0) continue;
             distances[point] = best_distance;
             if (labels[point] == best) continue;

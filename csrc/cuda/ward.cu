@@ -99,14 +99,7 @@ __device__ __forceinline__ void ward_search(const WardFront& front, int64_t stri
             best = other;
         }
     }
-    for (int step = kWarp / 2; step > 0; step /= 2) {
-        const double other_cost = __shfl_xor_sync(kAllLanes, best_cost, step);
-        const int32_t other = __shfl_xor_sync(kAllLanes, best, step);
-        if (nearer(other_cost, other, best_cost, best)) {
-            best_cost = other_cost;
-            best = other;
-        }
-    }
+    warp_nearest(best_cost, best);
     if (lane == 0) {
         front.clusters[own].nearest = best;
         front.clusters[own].nearest_cost = best_cost;

@@ -242,8 +242,8 @@ BUGS = [
         "lanes that found no cluster do not take part in a shuffle",
         "ward",
         "ward.cu",
-        "    for (int step = kWarp / 2; step > 0; step /= 2) {",
-        "    for (int step = kWarp / 2; step > 0 && best != kWardNobody; step /= 2) {",
+        "    warp_nearest(best_cost, best);",
+        "    if (best != kWardNobody) warp_nearest(best_cost, best);",
         LANES,
     ),
     Bug(
@@ -332,10 +332,8 @@ BUGS = [
         "lanes that found no centre do not take part in a shuffle",
         "kmeans",
         "lloyd.cu",
-        "            for (int step = kWarp / 2; step > 0; step /= 2) {\n"
-        "                const float other_distance",
-        "            for (int step = kWarp / 2; step > 0 && best != kLloydNobody; step /= 2) {\n"
-        "                const float other_distance",
+        "            warp_nearest(best_distance, best);",
+        "            if (best != kLloydNobody) warp_nearest(best_distance, best);",
         {"fibers": "warp divergence: .*__shfl_xor_sync"},
     ),
     Bug(
