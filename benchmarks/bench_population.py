@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mdcp_fast.evolution import differential_evolution
-from mdcp_fast.ops.population import CostModel, LossTable, evaluate_population
+from mdcp_fast.ops.population import CostModel, LossTable, PopulationFitness
 from mdcp_fast.relaxation import relaxed_widths
 
 AXES, WIDEST, POPULATION, GENERATIONS = 53, 17, 64, 100
@@ -41,11 +40,7 @@ class Problem:
         self.low = torch.ones(AXES, dtype=torch.int64)
         self.high = torch.full((AXES,), WIDEST)
         self.limit = self.cost.evaluate(self.high) // 2
-
-    def fitness(self, candidates: Tensor) -> Tensor:
-        runs = candidates.shape[0] if candidates.dim() == 3 else 1
-        limit = self.limit.expand(runs, -1) if candidates.dim() == 3 else self.limit
-        return evaluate_population(candidates, self.loss, self.cost, limit)
+        self.fitness = PopulationFitness(self.loss, self.cost, self.limit)
 
     def rounded(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Fitness of real genotypes [candidates, axes]."""

@@ -31,6 +31,29 @@ mdcp::Cost cost_at(const std::array<Address, 6>& parts, const std::array<int64_t
             sizes[2]};
 }
 
+// The members of EvolutionState, in their order.
+mdcp::EvolutionState evolution_state(const std::array<uint64_t, 19>& in) {
+    return {at<int64_t>(in[0]),
+            at<int64_t>(in[1]),
+            at<double>(in[2]),
+            at<double>(in[3]),
+            at<double>(in[4]),
+            at<double>(in[5]),
+            at<double>(in[6]),
+            at<double>(in[7]),
+            at<double>(in[8]),
+            at<double>(in[9]),
+            at<int64_t>(in[10]),
+            at<double>(in[11]),
+            at<double>(in[12]),
+            at<int64_t>(in[13]),
+            static_cast<int64_t>(in[14]),
+            static_cast<int64_t>(in[15]),
+            static_cast<int64_t>(in[16]),
+            static_cast<int64_t>(in[17]),
+            static_cast<int64_t>(in[18])};
+}
+
 // The members of KMeansProblem, in their order.
 mdcp::KMeansProblem kmeans_problem(const std::array<uint64_t, 11>& in) {
     return {at<const float>(in[0]),
@@ -62,10 +85,53 @@ PYBIND11_MODULE(_native, module) {
         [](Address population, int64_t runs, int64_t candidates, int64_t axes, Address loss,
            Address loss_offsets, std::array<Address, 6> cost, std::array<int64_t, 3> cost_sizes,
            Address limits, Address fitness, int threads) {
-            mdcp::evaluate_population(at<int64_t>(population), runs, candidates, axes,
-                                      at<double>(loss), at<int64_t>(loss_offsets),
-                                      cost_at(cost, cost_sizes), at<int64_t>(limits),
-                                      at<double>(fitness), {threads, mdcp::kBaseline});
+            return mdcp::evaluate_population(at<int64_t>(population), runs, candidates, axes,
+                                             at<double>(loss), at<int64_t>(loss_offsets),
+                                             cost_at(cost, cost_sizes), at<int64_t>(limits),
+                                             at<double>(fitness), {threads, mdcp::kBaseline});
+        },
+        release());
+    using State = std::array<uint64_t, 19>;
+    module.def(
+        "evolution_round",
+        [](const State& state, int64_t n, Address candidates) {
+            mdcp::evolution_round(evolution_state(state), n, at<int64_t>(candidates));
+        },
+        release());
+    module.def(
+        "evolution_mutate",
+        [](const State& state, int64_t n, int64_t greedy, Address chance, Address normal) {
+            mdcp::evolution_mutate(evolution_state(state), n, greedy, at<const double>(chance),
+                                   at<const double>(normal));
+        },
+        release());
+    module.def(
+        "evolution_remember",
+        [](const State& state, int64_t n, int64_t capacity, Address fitness, Address keys) {
+            mdcp::evolution_remember(evolution_state(state), n, capacity, at<const double>(fitness),
+                                     at<const double>(keys));
+        },
+        release());
+    module.def(
+        "evolution_take",
+        [](const State& state, int64_t n, Address fitness, Address best, Address best_fitness) {
+            mdcp::evolution_take(evolution_state(state), n, at<const double>(fitness),
+                                 at<int64_t>(best), at<double>(best_fitness));
+        },
+        release());
+    module.def(
+        "evolution_shrink",
+        [](const State& state, int64_t n, int64_t left, int64_t capacity) {
+            mdcp::evolution_shrink(evolution_state(state), n, left, capacity);
+        },
+        release());
+    module.def(
+        "descent_moves",
+        [](Address start, int64_t runs, int64_t moves, int64_t width, Address low, Address high,
+           int64_t octaves, Address chance, Address candidates) {
+            mdcp::descent_moves(at<const int64_t>(start), runs, moves, width,
+                                at<const int64_t>(low), at<const int64_t>(high), octaves,
+                                at<const double>(chance), at<int64_t>(candidates));
         },
         release());
     module.def(

@@ -13,8 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mdcp_fast.ops._arguments import check_tensor
+from mdcp_fast.ops._native import native
+
 Evaluate = Callable[[Tensor], Tensor]  # int64 [runs, candidates, D] -> float64 [runs, candidates]
 
+CPU = torch.device("cpu")
 HISTORY = 6  # entries of the success memory
 GREEDINESS = 0.11  # share of the population that "pbest" is drawn from
 ARCHIVE = 2.6  # archive size over population size
@@ -40,6 +44,25 @@ class Evolution(NamedTuple):
     evaluations: int
 
 
+class State(NamedTuple):
+    """The native core's EvolutionState, whose memory its calls change."""
+
+    low: Tensor  # int64 [D]
+    high: Tensor  # int64 [D]
+    bottom: Tensor  # float64 [D], bounds of the genotypes
+    top: Tensor  # float64 [D]
+    members: Tensor  # float64 [runs, population, D], of which the first N are alive
+    trials: Tensor  # float64 [runs, population, D]
+    scores: Tensor  # float64 [runs, population], fitness of the members
+    scales: Tensor  # float64 [runs, population], what the trials were made with
+    rates: Tensor  # float64 [runs, population]
+    archive: Tensor  # float64 [runs, rows, D]
+    archived: Tensor  # int64 [runs], rows of the archive in use
+    scale_memory: Tensor  # float64 [runs, HISTORY]
+    rate_memory: Tensor  # float64 [runs, HISTORY], below 0 where it ended
+    slot: Tensor  # int64 [runs], the entry of the memories to write next
+
+
 class LShade:
     """Differential evolution with success-history adaptation and linear population reduction.
 
@@ -63,6 +86,7 @@ class LShade:
         best: int64 [runs, D], the best candidates so far.
         fitness: float64 [runs], their fitness.
         evaluated: Candidates scored in each run so far.
+        state: The members, what is learned, and what the native core needs beside them.
     """
 
     def __init__(
@@ -75,36 +99,47 @@ class LShade:
         seeds: Sequence[int] = (0,),
         initial: Tensor | None = None,
     ) -> None:
-        _check_bounds(low, high)
+        low, high = _checked_bounds("LShade", low, high)
         if population < SMALLEST:
             raise ValueError(f"LShade: population: expected at least {SMALLEST}, got {population}")
         if not seeds:
             raise ValueError("LShade: seeds: expected at least one, got none")
-        self.low, self.high = low, high
-        # Half a step of margin gives the first and the last integer the share of the others.
-        self._bottom, self._top = low.double() - 0.5, high.double() + 0.5
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._first, self._budget = population, evaluations
-        self._members = self._bottom + self._uniform(population, len(low)) * (
-            self._top - self._bottom
-        )  # [runs, N, D]
+        self._alive, self._capacity = population, round(ARCHIVE * population)
+        runs, width = len(seeds), len(low)
+        # Half a step of margin gives the first and the last integer the share of the others.
+        bottom, top = low.double() - 0.5, high.double() + 0.5
+        trials = bottom + _uniform(self._generators, population, width) * (top - bottom)
         if initial is not None:
             given = initial[:, :population].double()
-            self._members[:, : given.shape[1]] = given.clamp(low.double(), high.double())
-        runs = len(seeds)
-        self._scores = torch.full((runs, population), torch.inf, dtype=torch.float64)  # [runs, N]
-        self._archive = torch.zeros(
-            (runs, round(ARCHIVE * population), len(low)), dtype=torch.float64
+            trials[:, : given.shape[1]] = given.clamp(low.double(), high.double())
+        self.state = State(
+            low=low,
+            high=high,
+            bottom=bottom,
+            top=top,
+            members=_full((runs, population, width), 0.0),
+            trials=trials,
+            scores=_full((runs, population), torch.inf),
+            scales=_full((runs, population), 0.0),
+            rates=_full((runs, population), 0.0),
+            archive=_full((runs, self._capacity, width), 0.0),
+            archived=torch.zeros(runs, dtype=torch.int64, device=CPU),
+            scale_memory=_full((runs, HISTORY), 0.5),
+            rate_memory=_full((runs, HISTORY), 0.5),
+            slot=torch.zeros(runs, dtype=torch.int64, device=CPU),
         )
-        self._archived = torch.zeros(runs, dtype=torch.int64)
-        self._scale_memory = torch.full((runs, HISTORY), 0.5, dtype=torch.float64)
-        self._rate_memory = torch.full((runs, HISTORY), 0.5, dtype=torch.float64)
-        self._slot = torch.zeros(runs, dtype=torch.int64)
-        self._trials = self._members
         self._asked = False
         self.evaluated = 0
-        self.best = self._rounded(self._members[:, 0])
-        self.fitness = torch.full((runs,), torch.inf, dtype=torch.float64)
+        self.best = self._rounded()[:, 0].clone()
+        self.fitness = _full((runs,), torch.inf)
+
+    @property
+    def _native(self) -> list[int]:
+        """The native core's EvolutionState: addresses, then sizes."""
+        sizes = [*self.state.members.shape, self.state.archive.shape[1], HISTORY]
+        return [part.data_ptr() for part in self.state] + sizes
 
     @property
     def finished(self) -> bool:
@@ -115,7 +150,7 @@ class LShade:
         if not self._asked and self.evaluated:
             self._mutate()
         self._asked = True
-        return self._rounded(self._trials)
+        return self._rounded()
 
     def tell(self, fitness: Tensor) -> None:
         """Takes the scores of what `ask` returned: float64 [runs, N], lower is better.
@@ -126,108 +161,55 @@ class LShade:
         """
         if not self._asked:
             raise RuntimeError("LShade: tell: expected a call of ask before, got none")
-        fitness = fitness.detach().to("cpu", torch.float64)
-        if fitness.shape != self._scores.shape:
-            raise ValueError(
-                f"LShade: fitness: expected shape {list(self._scores.shape)}, "
-                f"got {list(fitness.shape)}"
-            )
-        if bool(fitness.isnan().any()):
+        fitness = fitness.detach().to("cpu", torch.float64).contiguous()
+        shape = [len(self._generators), self._alive]
+        if list(fitness.shape) != shape:
+            raise ValueError(f"LShade: fitness: expected shape {shape}, got {list(fitness.shape)}")
+        if math.isnan(fitness.min()):  # which any NaN makes NaN
             raise ValueError("LShade: fitness: expected numbers, got NaN")
         self._asked = False
-        candidates = self._rounded(self._trials)
         if self.evaluated:
             self._remember(fitness)
-        taken = fitness <= self._scores
-        self._members = torch.where(taken.unsqueeze(2), self._trials, self._members)
-        self._scores = torch.where(taken, fitness, self._scores)
-        self.evaluated += fitness.shape[1]
-        lowest, where = fitness.min(1)
-        better = lowest < self.fitness
-        chosen = candidates[torch.arange(len(where)), where]
-        self.best = torch.where(better.unsqueeze(1), chosen, self.best)
-        self.fitness = torch.where(better, lowest, self.fitness)
+        self.best, self.fitness = self.best.clone(), self.fitness.clone()
+        native.evolution_take(
+            self._native,
+            self._alive,
+            fitness.data_ptr(),
+            self.best.data_ptr(),
+            self.fitness.data_ptr(),
+        )
+        self.evaluated += self._alive
         self._shrink()
 
-    def _uniform(self, *shape: int) -> Tensor:
-        """Random numbers of every run from its own generator: float64 [runs, *shape] in [0, 1)."""
-        return torch.stack(
-            [torch.rand(shape, generator=g, dtype=torch.float64) for g in self._generators]
-        )
-
-    def _rounded(self, genotypes: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(genotypes.round().long(), self.low), self.high)
+    def _rounded(self) -> Tensor:
+        shape = (len(self._generators), self._alive, len(self.state.low))
+        candidates = torch.empty(shape, dtype=torch.int64, device=CPU)
+        native.evolution_round(self._native, self._alive, candidates.data_ptr())
+        return candidates
 
     def _mutate(self) -> None:
         """Makes a trial of every member: current-to-pbest/1, binomial crossover."""
-        members = self._members
-        runs, n, width = members.shape
-        chance = self._uniform(n, width + 7)
-        memory = (chance[..., 0] * HISTORY).long()
-        rate = self._rate_memory.gather(1, memory)  # [runs, N]
-        noise = torch.special.ndtri(chance[..., 1].clamp(1e-12, 1 - 1e-12))
-        # A negative mean marks a memory that ended: its crossover rate stays 0.
-        self._rates = torch.where(rate < 0, 0.0, (rate + 0.1 * noise).clamp(0, 1))
-        self._scales = _positive_cauchy(self._scale_memory.gather(1, memory), chance[..., 2])
-
-        order = self._scores.argsort(dim=1, stable=True)
-        best = max(2, round(GREEDINESS * n))
-        pbest = order.gather(1, (chance[..., 3] * best).long())
-        own = torch.arange(n).expand(runs, n)
-        first = (chance[..., 4] * (n - 1)).long()
-        first = first + (first >= own)
-        # The second difference may come from the archive too, but is neither of the two others.
-        second = (chance[..., 5] * (n + self._archived.unsqueeze(1) - 2)).long()
-        second = second + (second >= torch.minimum(own, first))
-        second = second + (second >= torch.maximum(own, first))
-        pool = torch.cat([members, self._archive], 1)
-
-        scale = self._scales.unsqueeze(2)
-        mutant = members + scale * (_rows(members, pbest) - members)
-        mutant = mutant + scale * (_rows(members, first) - _rows(pool, second))
-        mutant = torch.where(mutant < self._bottom, (self._bottom + members) / 2, mutant)
-        mutant = torch.where(mutant > self._top, (self._top + members) / 2, mutant)
-        crossed = chance[..., 7:] < self._rates.unsqueeze(2)
-        crossed.scatter_(2, (chance[..., 6] * width).long().unsqueeze(2), True)
-        self._trials = torch.where(crossed, mutant, members)
+        chance = _uniform(self._generators, self._alive, len(self.state.low) + 7)
+        normal = torch.special.ndtri(chance[..., 1].clamp(1e-12, 1 - 1e-12)).contiguous()
+        greedy = max(2, round(GREEDINESS * self._alive))
+        native.evolution_mutate(
+            self._native, self._alive, greedy, chance.data_ptr(), normal.data_ptr()
+        )
 
     def _remember(self, fitness: Tensor) -> None:
         """Archives the members that were beaten and learns from the scales and rates that did."""
-        won = fitness < self._scores  # [runs, N]
-        self._archive_losers(won)
-        gain = torch.where(won, self._scores - fitness, 0.0).nan_to_num(posinf=1.0)
-        gain = torch.where(won, gain.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-        scale, rate = _lehmer(gain, self._scales), _lehmer(gain, self._rates)
-        # Once every successful crossover rate was 0, the memory stays at "ended".
-        now = self._rate_memory.gather(1, self._slot.unsqueeze(1)).squeeze(1)
-        ended = (now < 0) | (torch.where(won, self._rates, 0.0).amax(1) <= 0)
-        rate = torch.where(ended, -1.0, rate)
-        any_won = won.any(1)
-        here = torch.nn.functional.one_hot(self._slot, HISTORY).bool() & any_won.unsqueeze(1)
-        self._scale_memory = torch.where(here, scale.unsqueeze(1), self._scale_memory)
-        self._rate_memory = torch.where(here, rate.unsqueeze(1), self._rate_memory)
-        self._slot = (self._slot + any_won) % HISTORY
-
-    def _archive_losers(self, won: Tensor) -> None:
-        """Adds the beaten members; where that is too many, random ones leave."""
-        runs, capacity, _ = self._archive.shape
-        pool = torch.cat([self._archive, self._members], 1)
-        old = torch.arange(capacity) < self._archived.unsqueeze(1)
-        present = torch.cat([old, won], 1)
-        keys = torch.where(present, self._uniform(pool.shape[1]), 2.0)
-        chosen = keys.argsort(dim=1, stable=True)[:, :capacity]
-        self._archive = _rows(pool, chosen)
-        self._archived = present.sum(1).clamp_max(capacity)
+        keys = _uniform(self._generators, self._capacity + self._alive)
+        native.evolution_remember(
+            self._native, self._alive, self._capacity, fitness.data_ptr(), keys.data_ptr()
+        )
 
     def _shrink(self) -> None:
         progress = min(1.0, self.evaluated / self._budget)
-        n = max(SMALLEST, round(self._first + (SMALLEST - self._first) * progress))
-        if n < self._members.shape[1]:
-            kept = self._scores.argsort(dim=1, stable=True)[:, :n]
-            self._members, self._scores = _rows(self._members, kept), self._scores.gather(1, kept)
-            self._archive = self._archive[:, : round(ARCHIVE * n)]
-            self._archived = self._archived.clamp_max(self._archive.shape[1])
-        self._trials = self._members
+        left = max(SMALLEST, round(self._first + (SMALLEST - self._first) * progress))
+        if left < self._alive:
+            self._capacity = round(ARCHIVE * left)
+            native.evolution_shrink(self._native, self._alive, left, self._capacity)
+            self._alive = left
 
 
 class PlainDE(LShade):
@@ -242,25 +224,25 @@ class PlainDE(LShade):
     SCALE, RATE = 0.5, 0.9
 
     def _mutate(self) -> None:
-        members = self._members
+        members = self.state.members
         _, n, width = members.shape
-        chance = self._uniform(n, width + 1)
+        chance = _uniform(self._generators, n, width + 1)
         # Three others, all different: the order of random keys, the member itself last.
-        keys = self._uniform(n, n) + 2 * torch.eye(n, dtype=torch.float64)
+        keys = _uniform(self._generators, n, n) + 2 * torch.eye(n, dtype=torch.float64)
         first, second, third = keys.argsort(dim=2)[..., :3].unbind(2)
         mutant = _rows(members, first) + self.SCALE * (
             _rows(members, second) - _rows(members, third)
         )
-        mutant = torch.minimum(torch.maximum(mutant, self._bottom), self._top)
+        mutant = torch.minimum(torch.maximum(mutant, self.state.bottom), self.state.top)
         crossed = chance[..., 1:] < self.RATE
         crossed.scatter_(2, (chance[..., 0] * width).long().unsqueeze(2), True)
-        self._trials = torch.where(crossed, mutant, members)
+        self.state.trials.copy_(torch.where(crossed, mutant, members))
 
     def _remember(self, fitness: Tensor) -> None:
         pass
 
     def _shrink(self) -> None:
-        self._trials = self._members
+        pass
 
 
 def differential_evolution(
@@ -350,24 +332,21 @@ def descend(
     Returns:
         The candidates reached, their fitness, and the number of candidates scored in each run.
     """
-    runs, width = start.shape
+    low, high = _checked_bounds("descend", low, high)
+    runs, width = len(seeds), len(low)
+    best = check_tensor("descend", "start", start, torch.int64, (runs, width), device=CPU).clone()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     octaves = max(1, int((high - low).max()).bit_length())
-    best, evaluated, idle = start.clone(), 0, torch.zeros(runs, dtype=torch.int64)
+    evaluated, idle = 0, torch.zeros(runs, dtype=torch.int64)
     rows = torch.arange(runs)
     limit = math.inf if evaluations is None else evaluations
     while bool((idle < PATIENCE).any()) and evaluated < limit:
-        chance = torch.stack(
-            [torch.rand((moves, 5), generator=g, dtype=torch.float64) for g in generators]
-        )
-        steps = 2 ** (chance[..., :2].square() * octaves).long()  # [runs, moves, 2]
-        up = (chance[..., 2] * width).long().unsqueeze(2)
-        down = (chance[..., 3] * width).long().unsqueeze(2)
-        kind = chance[..., 4] * 6  # below 1: only up; below 2: only down; else both
-        change = torch.zeros((runs, moves, width), dtype=torch.int64)
-        change.scatter_add_(2, up, (steps[..., :1] * (kind.unsqueeze(2) // 1 != 1)))
-        change.scatter_add_(2, down, -(steps[..., 1:] * (kind.unsqueeze(2) >= 1)))
-        candidates = torch.minimum(torch.maximum(best.unsqueeze(1) + change, low), high)
+        chance = _uniform(generators, moves, 5)
+        candidates = torch.empty((runs, moves, width), dtype=torch.int64, device=CPU)
+        native.descent_moves(
+            best.data_ptr(), runs, moves, width, low.data_ptr(), high.data_ptr(), octaves,
+            chance.data_ptr(), candidates.data_ptr(),
+        )  # fmt: skip
         lowest, where = evaluate(candidates).min(1)
         evaluated += moves
         # A run that has ended stays as it is while others go on, so that none depends on another.
@@ -383,31 +362,25 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(1, index.unsqueeze(2).expand(-1, -1, table.shape[2]))
 
 
-def _positive_cauchy(location: Tensor, chance: Tensor) -> Tensor:
-    """Cauchy of scale 0.1, at most 1, drawn from its positive part."""
-    below = 0.5 - (location / 0.1).atan() / torch.pi
-    quantile = below + (1 - below) * chance.clamp(1e-12, 1 - 1e-12)
-    return (location + 0.1 * (torch.pi * (quantile - 0.5)).tan()).clamp(1e-12, 1)
+def _uniform(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
+    """float64 [generators, *shape] in [0, 1): from each generator its own."""
+    return torch.stack(
+        [torch.rand(shape, generator=g, dtype=torch.float64, device=CPU) for g in generators]
+    )
 
 
-def _lehmer(weights: Tensor, values: Tensor) -> Tensor:
-    """Weighted Lehmer mean along the last dimension; 0 where nothing has weight."""
-    share = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    top, bottom = (share * values.square()).sum(-1), (share * values).sum(-1)
-    return torch.where(bottom > 0, top / bottom, 0.0)
+def _full(shape: tuple[int, ...], value: float) -> Tensor:
+    return torch.full(shape, value, dtype=torch.float64, device=CPU)
 
 
-def _check_bounds(low: Tensor, high: Tensor) -> None:
-    for name, bound in (("low", low), ("high", high)):
-        if not isinstance(bound, Tensor) or bound.dtype != torch.int64:
-            kind = bound.dtype if isinstance(bound, Tensor) else type(bound).__name__
-            raise TypeError(f"LShade: {name}: expected an int64 tensor, got {kind}")
-    if low.dim() != 1 or low.shape != high.shape or len(low) == 0:
-        raise ValueError(
-            f"LShade: low and high: expected the same shape [D], D >= 1, got {list(low.shape)} "
-            f"and {list(high.shape)}"
-        )
+def _checked_bounds(op: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The bounds made contiguous, after they were found right."""
+    low = check_tensor(op, "low", low, torch.int64, (None,), device=CPU)
+    high = check_tensor(op, "high", high, torch.int64, (len(low),), device=CPU)
+    if len(low) == 0:
+        raise ValueError(f"{op}: low: expected at least one coordinate, got none")
     crossed = (low > high).nonzero()
     if len(crossed):
         at = int(crossed[0])
-        raise ValueError(f"LShade: high[{at}]: expected at least {low[at]}, got {high[at]}")
+        raise ValueError(f"{op}: high[{at}]: expected at least {low[at]}, got {high[at]}")
+    return low, high

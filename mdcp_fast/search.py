@@ -29,7 +29,7 @@ from mdcp_fast.evolution import (
     differential_evolution,
 )
 from mdcp_fast.graph import ChannelGraph
-from mdcp_fast.ops.population import evaluate_population
+from mdcp_fast.ops.population import PopulationFitness
 from mdcp_fast.plan import PruningPlan
 from mdcp_fast.presets import Channels, method, settings
 from mdcp_fast.relaxation import relaxed_widths
@@ -266,10 +266,9 @@ def search(
         grid = Grid(choices)
         losses = channels.losses(choices)
         relaxed = indices(relaxed_widths(losses, graph.cost, limits, choices), choices)
+        fitness = PopulationFitness(losses, graph.cost, limits)
         found = differential_evolution(
-            lambda candidates: evaluate_population(
-                grid.widths(candidates), losses, graph.cost, limits
-            ),
+            lambda candidates: fitness(grid.widths(candidates)),
             torch.zeros_like(grid.high),
             grid.high,
             population=size[0],

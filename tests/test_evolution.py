@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from evolution_reference import ReferenceLShade
 from torch import Tensor
 
-from mdcp_fast.evolution import LShade, descend, differential_evolution
+from mdcp_fast.evolution import Evaluate, LShade, PlainDE, descend, differential_evolution
 
 LOW, HIGH = torch.tensor([1, -3, 0, 5, 2]), torch.tensor([9, 40, 300, 5, 3])
 TARGET = torch.tensor([4, 17, 123, 5, 3])
@@ -21,6 +23,45 @@ def knapsack(candidates: Tensor) -> Tensor:
     """Large sums are wanted, but only up to 200: the best fitness is -200."""
     total = candidates.sum(-1).double()
     return torch.where(total <= 200, -total, total)
+
+
+def half_impossible(candidates: Tensor) -> Tensor:
+    return bowl(candidates).masked_fill(candidates[..., 2] % 2 == 0, torch.inf)
+
+
+@pytest.mark.parametrize("evaluate", [bowl, knapsack, half_impossible])
+@pytest.mark.parametrize("population", [4, 7, 30])
+def test_every_generation_is_the_references(evaluate: Evaluate, population: int) -> None:
+    seeds = [0, 5]
+    run = LShade(LOW, HIGH, population=population, evaluations=population * 40, seeds=seeds)
+    references = [
+        ReferenceLShade(LOW.numpy(), HIGH.numpy(), population, population * 40, seed)
+        for seed in seeds
+    ]
+    while not run.finished:
+        candidates = run.ask()
+        n = candidates.shape[1]
+        fitness = evaluate(candidates)
+        for one, reference in enumerate(references):
+            assert torch.equal(candidates[one], torch.from_numpy(reference.ask()))
+            reference.tell(fitness[one].numpy())
+        run.tell(fitness)
+        for one, reference in enumerate(references):
+            left = len(reference.members)
+            close(run.state.members[one, :left], reference.members)
+            close(run.state.scores[one, :left], reference.scores)
+            close(run.state.scales[one, :n], reference.scales)
+            close(run.state.rates[one, :n], reference.rates)
+            close(run.state.scale_memory[one], np.array(reference.scale_memory))
+            close(run.state.rate_memory[one], np.array(reference.rate_memory))
+            archived = int(run.state.archived[one])
+            assert archived == len(reference.archive)
+            if archived:
+                close(run.state.archive[one, :archived], np.stack(reference.archive))
+
+
+def close(result: Tensor, expected: np.ndarray) -> None:
+    torch.testing.assert_close(result, torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
 
 
 def test_finds_the_optimum_of_a_bowl() -> None:
@@ -91,6 +132,20 @@ def test_asking_twice_gives_the_same_candidates() -> None:
     assert torch.equal(run.ask(), run.ask())
 
 
+@pytest.mark.parametrize("algorithm", [LShade, PlainDE])
+def test_what_was_given_out_does_not_change(algorithm: type[LShade]) -> None:
+    """The state lives in memory that is written again and again."""
+    run = algorithm(LOW, HIGH, population=8, evaluations=80)
+    seen = []
+    while not run.finished:
+        candidates = run.ask()
+        run.tell(bowl(candidates))
+        parts = (candidates, run.best, run.fitness)
+        seen.append((parts, [part.clone() for part in parts]))
+    for parts, copies in seen:
+        assert all(map(torch.equal, parts, copies))
+
+
 def test_infinite_fitness_is_survived() -> None:
     """A user's evaluator may call a candidate impossible."""
 
@@ -115,8 +170,9 @@ def test_descend_never_goes_up() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"low": LOW.float()}, TypeError, "low: expected an int64 tensor"),
-        ({"low": LOW[:3]}, ValueError, "expected the same shape"),
+        ({"low": LOW.float()}, TypeError, "low: expected dtype torch.int64, got torch.float32"),
+        ({"low": LOW[:3]}, ValueError, r"high: expected shape \[3\], got \[5\]"),
+        ({"low": LOW[:0], "high": HIGH[:0]}, ValueError, "low: expected at least one coordinate"),
         ({"low": HIGH + 1}, ValueError, r"high\[0\]: expected at least 10, got 9"),
         ({"population": 3}, ValueError, "population: expected at least 4, got 3"),
         ({"generations": 0}, ValueError, "generations: expected at least 1, got 0"),
@@ -128,6 +184,24 @@ def test_descend_never_goes_up() -> None:
 def test_bad_input_is_named(arguments: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         differential_evolution(**{"evaluate": bowl, "low": LOW, "high": HIGH, **arguments})
+
+
+def test_descend_names_bad_input() -> None:
+    start = TARGET.unsqueeze(0)
+    with pytest.raises(ValueError, match=r"descend: start: expected shape \[2, 5\], got \[1, 5\]"):
+        descend(bowl, start, bowl(start), LOW, HIGH, seeds=[0, 1])
+
+
+def test_steps_as_long_as_the_integers_go() -> None:
+    low, high = torch.tensor([-(2**61), 0]), torch.tensor([2**61, 1])
+    start = torch.tensor([[2**61 - 1, 0]])
+
+    def within(candidates: Tensor) -> Tensor:
+        assert (candidates >= low).all() and (candidates <= high).all()
+        return -candidates[..., 1].double()
+
+    best, _, _ = descend(within, start, within(start), low, high, seeds=[0])
+    assert best[0, 1] == 1
 
 
 def test_tell_needs_ask() -> None:

@@ -81,7 +81,8 @@ def test_opcheck_and_compile() -> None:
         ({"population": integers([[1, 1]])}, ValueError, "loss: expected a table of the 2 axes"),
         ({"population": integers([[1, 8, 1]])}, ValueError, "axis 1 between 1 and 7, got 8"),
         ({"population": integers([[0, 1, 1]])}, ValueError, "axis 0 between 1 and 4, got 0"),
-        ({"budget": integers([5])}, ValueError, r"budget: expected shape \[1, 2\]"),
+        ({"budget": integers([5])}, ValueError, r"budget: expected shape \[any, 2\]"),
+        ({"budget": integers([[5, 5], [5, 5]])}, ValueError, "budget: expected 1 runs, got 2"),
         ({"budget": integers([5, 0])}, ValueError, "budget: expected numbers of at least 1"),
         ({"budget": torch.ones(2)}, TypeError, "budget: expected dtype"),
         (

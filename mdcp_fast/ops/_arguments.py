@@ -141,19 +141,19 @@ def check_offsets(op: str, name: str, offsets: Any, total: int, of: str) -> Tens
     offsets = check_tensor(op, name, offsets, torch.int64, (None,)).cpu()
     if len(offsets) == 0:
         raise ValueError(f"{op}: {name}: expected at least one number, 0, got none")
-    if offsets[0] != 0:
-        raise ValueError(f"{op}: {name}: expected to start at 0, got {offsets[0].item()}")
-    falls = (offsets.diff() < 0).nonzero()
-    if len(falls):
-        at = int(falls[0])
+    values = offsets.numpy()  # scans a few numbers in far less time than a tensor does
+    if values[0] != 0:
+        raise ValueError(f"{op}: {name}: expected to start at 0, got {values[0]}")
+    falls = values[1:] < values[:-1]
+    if falls.any():
+        at = int(falls.argmax())
         raise ValueError(
-            f"{op}: {name}: expected numbers that never decrease, got {offsets[at].item()} "
-            f"then {offsets[at + 1].item()} at {at + 1}"
+            f"{op}: {name}: expected numbers that never decrease, got {values[at]} "
+            f"then {values[at + 1]} at {at + 1}"
         )
-    if offsets[-1] != total:
+    if values[-1] != total:
         raise ValueError(
-            f"{op}: {name}: expected to end at {total}, the number of {of}, "
-            f"got {offsets[-1].item()}"
+            f"{op}: {name}: expected to end at {total}, the number of {of}, got {values[-1]}"
         )
     return offsets
 

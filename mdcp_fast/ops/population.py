@@ -95,8 +95,8 @@ def evaluate_population(
             each from 1 to its axis's channels.
         loss: Losses of `axes` axes, on the same device (the offsets on any).
         cost: Costs in the same axes, on the same device (the offsets on any).
-        budget: int64 [runs, costs] or [costs] (the same for all runs), on the same device: the most
-            of each cost that is allowed.
+        budget: int64 [runs, costs], or [costs] or [1, costs] (the same for all runs), on the same
+            device: the most of each cost that is allowed.
 
     Returns:
         float64 [runs, candidates] or [candidates], on the device of `population`.
@@ -127,25 +127,82 @@ def _evaluate_population(
     coefficients: Tensor,
     budget: Tensor,
 ) -> Tensor:
-    single = population.dim() == 2
-    widths = check_tensor(
-        OP, "population", population[None] if single else population, torch.int64, (None,) * 3
-    )
-    on_cuda = runs_on_cuda(OP, "population", widths)
-    runs, candidates, axes = widths.shape
-    values = check_tensor(
-        OP, "loss.values", loss_values, torch.float64, (None,), device=widths.device
-    )
-    offsets = check_offsets(OP, "loss.offsets", loss_offsets, len(values), "losses")
-    if len(offsets) != axes + 1:
-        raise ValueError(
-            f"{OP}: loss: expected a table of the {axes} axes of population, got one of "
-            f"{len(offsets) - 1}"
-        )
-    check_finite(OP, "loss.values", values)
-    if bool((offsets.diff() < 1).any()):
-        raise ValueError(f"{OP}: loss.offsets: expected at least one width in every axis")
-    channels = offsets.diff().to(widths.device)
+    return PopulationFitness(
+        LossTable(loss_values, loss_offsets),
+        CostModel(constant, count_offsets, axis, factor, terms, coefficients),
+        budget,
+    )(population)
+
+
+class PopulationFitness:
+    """`evaluate_population` for many populations: all but the population is checked once.
+
+    Args:
+        loss, cost, budget: As in `evaluate_population`. They are copied.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: As `evaluate_population` does.
+    """
+
+    def __init__(self, loss: LossTable, cost: CostModel, budget: Tensor) -> None:
+        values = check_tensor(OP, "loss.values", loss.values, torch.float64, (None,)).clone()
+        self._on_cuda = runs_on_cuda(OP, "loss.values", values)
+        offsets = check_offsets(OP, "loss.offsets", loss.offsets, len(values), "losses").clone()
+        check_finite(OP, "loss.values", values)
+        channels = offsets.diff()
+        if bool((channels < 1).any()):
+            raise ValueError(f"{OP}: loss.offsets: expected at least one width in every axis")
+        limits = budget.unsqueeze(0) if budget.dim() == 1 else budget
+        shape = (None, len(cost.coefficients))
+        limits = check_tensor(OP, "budget", limits, torch.int64, shape, device=values.device)
+        if bool((limits < 1).any()):
+            raise ValueError(
+                f"{OP}: budget: expected numbers of at least 1, got {int(limits.min())}"
+            )
+        self._values, self._offsets, self._limits = values, offsets, limits.clone()
+        self._channels = channels.to(values.device)
+        self._parts = [part.clone() for part in _checked_cost(cost, len(channels), values.device)]
+
+    def __call__(self, population: Tensor) -> Tensor:
+        """The fitness; see `evaluate_population`.
+
+        Args:
+            population: int64 [runs, candidates, axes] or [candidates, axes].
+
+        Returns:
+            float64 [runs, candidates] or [candidates].
+        """
+        single = population.dim() == 2
+        given = population.unsqueeze(0) if single else population
+        device = self._values.device
+        widths = check_tensor(OP, "population", given, torch.int64, (None,) * 3, device=device)
+        runs, _, axes = widths.shape
+        if len(self._channels) != axes:
+            raise ValueError(
+                f"{OP}: loss: expected a table of the {axes} axes of population, got one of "
+                f"{len(self._channels)}"
+            )
+        limits = self._limits
+        if len(limits) != runs:
+            if len(limits) != 1:
+                raise ValueError(f"{OP}: budget: expected {runs} runs, got {len(limits)}")
+            limits = limits.expand(runs, -1).contiguous()
+        if self._on_cuda:
+            _check_widths(widths, self._channels)
+            fitness = _launch(native, widths, self._values, self._offsets, self._parts, limits)
+        else:
+            fitness = torch.empty(widths.shape[:2], dtype=torch.float64, device=device)
+            within = native.evaluate_population(
+                *_arguments(widths, self._values, self._offsets, self._parts, limits, fitness),
+                torch.get_num_threads(),
+            )
+            if not within:
+                _check_widths(widths, self._channels)
+        return fitness[0] if single else fitness
+
+
+def _check_widths(widths: Tensor, channels: Tensor) -> None:
+    """Finds every width, int64 [runs, candidates, axes], of its axis's channels, or raises."""
     outside = ((widths < 1) | (widths > channels)).nonzero()
     if len(outside):
         run, candidate, a = outside[0].tolist()
@@ -153,21 +210,6 @@ def _evaluate_population(
             f"{OP}: population: expected widths of axis {a} between 1 and {channels[a]}, got "
             f"{widths[run, candidate, a]} in candidate {candidate} of run {run}"
         )
-    limits = budget.expand(runs, -1) if budget.dim() == 1 else budget
-    limits = check_tensor(
-        OP, "budget", limits, torch.int64, (runs, len(coefficients)), device=widths.device
-    )
-    if bool((limits < 1).any()):
-        raise ValueError(f"{OP}: budget: expected numbers of at least 1, got {int(limits.min())}")
-    parts = _checked_cost(widths, constant, count_offsets, axis, factor, terms, coefficients)
-    if on_cuda:
-        fitness = _launch(native, widths, values, offsets, parts, limits)
-    else:
-        fitness = torch.empty((runs, candidates), dtype=torch.float64, device="cpu")
-        native.evaluate_population(
-            *_arguments(widths, values, offsets, parts, limits, fitness), torch.get_num_threads()
-        )
-    return fitness[0] if single else fitness
 
 
 def _launch(
@@ -222,37 +264,31 @@ def _(population: Tensor, *_: Tensor) -> Tensor:
     return population.new_empty(population.shape[:-1], dtype=torch.float64)
 
 
-def _checked_cost(
-    widths: Tensor,
-    constant: Tensor,
-    offsets: Tensor,
-    axis: Tensor,
-    factor: Tensor,
-    terms: Tensor,
-    coefficients: Tensor,
-) -> tuple[Tensor, ...]:
+def _checked_cost(cost: CostModel, axes: int, device: torch.device) -> tuple[Tensor, ...]:
     """A cost model's tensors, contiguous; every index in them was found to point at something.
 
-    They are on the device of widths ([runs, candidates, axes]), but for the offsets, on the CPU.
+    They are on the device, but for the offsets, on the CPU.
     """
-    device, axes = widths.device, widths.shape[-1]
-    entries, counts = len(axis), len(constant)
+    entries, counts = len(cost.axis), len(cost.constant)
+
+    def checked(name: str, *shape: int | None) -> Tensor:
+        part = getattr(cost, name)
+        return check_tensor(OP, f"cost.{name}", part, torch.int64, shape, device=device)
+
     parts = (
-        check_tensor(OP, "cost.constant", constant, torch.int64, (None,), device=device),
-        check_offsets(OP, "cost.offsets", offsets, entries, "entries of cost.axis"),
-        check_tensor(OP, "cost.axis", axis, torch.int64, (None,), device=device),
-        check_tensor(OP, "cost.factor", factor, torch.int64, (entries,), device=device),
-        check_tensor(OP, "cost.terms", terms, torch.int64, (None, 2), device=device),
-        check_tensor(
-            OP, "cost.coefficients", coefficients, torch.int64, (None, len(terms)), device=device
-        ),
+        checked("constant", None),
+        check_offsets(OP, "cost.offsets", cost.offsets, entries, "entries of cost.axis"),
+        checked("axis", None),
+        checked("factor", entries),
+        checked("terms", None, 2),
+        checked("coefficients", None, len(cost.terms)),
     )
-    if len(offsets) != counts + 1:
+    if len(cost.offsets) != counts + 1:
         raise ValueError(
             f"{OP}: cost.offsets: expected {counts + 1} numbers for {counts} counts, got "
-            f"{len(offsets)}"
+            f"{len(cost.offsets)}"
         )
-    for name, indices, bound in (("axis", axis, axes), ("terms", terms, counts)):
+    for name, indices, bound in (("axis", cost.axis, axes), ("terms", cost.terms, counts)):
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < bound:
             raise ValueError(
                 f"{OP}: cost.{name}: expected indices from 0 to {bound - 1}, got "
