@@ -15,6 +15,8 @@ namespace {
 
 constexpr int kTile = 32;                     // rows whose sums wait for the closing formula
 constexpr int64_t kWeightsPerItem = 1 << 16;  // enough work to be worth a turn of a thread
+constexpr int kAhead = 3072;                  // bytes between what is fetched and what is read
+constexpr int kCacheLine = 64;
 
 struct Half {
     uint16_t bits;
@@ -52,6 +54,16 @@ MDCP_INLINE float widen(Half weight) {
     return float_of(bits | sign);
 }
 
+// Fetches what a later step reads, be it of the next row: the processor's own prefetching stops at
+// the end of a page. Past the last weight it fetches nothing, or what nobody reads.
+template <class Weight>
+MDCP_INLINE void fetch_ahead(const Weight* weights) {
+    const uintptr_t ahead = reinterpret_cast<uintptr_t>(weights) + kAhead;
+    for (size_t byte = 0; byte < kLanes * sizeof(Weight); byte += kCacheLine) {
+        __builtin_prefetch(reinterpret_cast<const void*>(ahead + byte));
+    }
+}
+
 // Adds the next kLanes weights to the lanes.
 template <class Weight>
 MDCP_INLINE void add_step(const Weight* weights, double first, double* sum, double* squares) {
@@ -75,16 +87,25 @@ struct Tile {
     double first[kTile], sum[kTile], squares[kTile];
 };
 
-// Row `index` of a tile, the lanes along it. A function of its own for every row: in a larger one
-// the compiler does not keep the lanes in registers.
+// Row `index` of a tile, n > kLanes, the lanes along it. A function of its own for every row:
+// in a larger one the compiler does not keep the lanes in registers.
 template <class Weight>
 struct SumLongRow {
     MDCP_INLINE static void run(const Weight* row, int64_t n, Tile* tile, int index) {
         const double first = widen(row[0]);
-        double sums[kLanes] = {};
-        double square_sums[kLanes] = {};
-        int64_t at = 0;
-        for (; at + kLanes <= n; at += kLanes) add_step(row + at, first, sums, square_sums);
+        // Begun by the first step: to clear so much memory takes as long as several steps.
+        double sums[kLanes], square_sums[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const double d = widen(row[lane]) - first;
+            sums[lane] = 0.0 + d;  // lanes add up from 0, never to -0
+            square_sums[lane] = d * d;
+        }
+        fetch_ahead(row);
+        int64_t at = kLanes;
+        for (; at + kLanes <= n; at += kLanes) {
+            fetch_ahead(row + at);
+            add_step(row + at, first, sums, square_sums);
+        }
         if (at < n) {
             Weight tail[kLanes];  // filled up with the first weight, which adds zeros
             for (int i = 0; i < kLanes; ++i) tail[i] = row[at + i < n ? at + i : 0];
@@ -108,7 +129,7 @@ struct SumShortRows {
         for (int lane = 0; lane < n; ++lane) {
             for (int row = 0; row < rows; ++row) {
                 const double d = widen(weights[row * n + lane]) - tile->first[row];
-                sums[lane][row] = 0.0 + d;  // lanes add up from 0, never to -0
+                sums[lane][row] = 0.0 + d;
                 square_sums[lane][row] = d * d;
             }
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from math import prod
 
@@ -60,11 +61,13 @@ def channel_statistics(
             raise TypeError(
                 f"{_OP}: weights[{index}]: expected a torch.Tensor, got {type(tensor).__name__}"
             )
-    shapes = _row_shapes(tensors, unit)
     if not tensors:
+        _row_shapes(tensors, unit)
         return []
-    packed = _channel_statistics([tensor.detach() for tensor in tensors], unit, simd)
-    return list(packed.split([rows for rows, _ in shapes]))
+    with torch.no_grad():
+        packed = _channel_statistics(tensors, unit, simd)
+    outer = _outer_dimensions(unit)
+    return list(packed.split([prod(tensor.shape[:outer]) for tensor in tensors]))
 
 
 @torch.library.custom_op("mdcp_fast::channel_statistics", mutates_args=())
@@ -80,16 +83,12 @@ def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) 
         )
         strange = _first_strange(out, shapes)
     elif device.type == "cpu":
-        table = torch.tensor(
-            [
-                [tensor.data_ptr(), DTYPES.index(tensor.dtype), rows, row_length]
-                for tensor, (rows, row_length) in zip(tensors, shapes, strict=True)
-            ],
-            dtype=torch.int64,
-            device="cpu",
-        )
+        table = array("q")
+        for tensor, (rows, row_length) in zip(tensors, shapes, strict=True):
+            table.extend((tensor.data_ptr(), DTYPES.index(tensor.dtype), rows, row_length))
+        address, _ = table.buffer_info()
         strange = native.channel_statistics(
-            table.data_ptr(), len(tensors), out.data_ptr(), torch.get_num_threads(), level
+            address, len(tensors), out.data_ptr(), torch.get_num_threads(), level
         )
     else:
         raise ValueError(f"{_OP}: weights: expected tensors on cpu or cuda, got {device}")
@@ -109,7 +108,8 @@ def _row_shapes(weights: Sequence[Tensor], unit: str) -> list[tuple[int, int]]:
     """The (rows, weights in a row) of every tensor, after all that needs no values was checked."""
     if unit not in UNITS:
         raise ValueError(f"{_OP}: unit: expected one of {', '.join(UNITS)}, got {unit!r}")
-    outer = UNITS.index(unit) + 1  # dimensions that number the rows
+    outer = _outer_dimensions(unit)
+    device = weights[0].device if weights else None
     shapes = []
     for index, tensor in enumerate(weights):
         shape = tensor.shape
@@ -120,8 +120,8 @@ def _row_shapes(weights: Sequence[Tensor], unit: str) -> list[tuple[int, int]]:
             raise TypeError(f"{_OP}: weights[{index}]: expected dtype {names}, got {tensor.dtype}")
         if tensor.layout is not torch.strided:
             wrong = f"a strided tensor, got layout {tensor.layout}"
-        elif tensor.device != weights[0].device:
-            wrong = f"a tensor on {weights[0].device}, as weights[0] is, got one on {tensor.device}"
+        elif tensor.device != device:
+            wrong = f"a tensor on {device}, as weights[0] is, got one on {tensor.device}"
         elif len(shape) < outer:
             wrong = f"at least {outer} dimensions for unit {unit!r}, got shape {list(shape)}"
         elif row_length == 0 and rows > 0:
@@ -130,6 +130,11 @@ def _row_shapes(weights: Sequence[Tensor], unit: str) -> list[tuple[int, int]]:
             raise ValueError(f"{_OP}: weights[{index}]: expected {wrong}")
         shapes.append((rows, row_length))
     return shapes
+
+
+def _outer_dimensions(unit: str) -> int:
+    """How many dimensions number the rows."""
+    return UNITS.index(unit) + 1
 
 
 def _first_strange(out: Tensor, shapes: Sequence[tuple[int, int]]) -> int:
