@@ -5,10 +5,11 @@
 // are forced inline, the compiler vectorises them for that level. The attribute belongs to the one
 // function, so nothing that the linker may merge with a copy used elsewhere (a template of the
 // standard library) is ever compiled for AVX. Inside `run`: no lambdas (they do not inherit the
-// attribute) and nothing of std:: beyond plain values.
+// attribute) and nothing of std:: beyond plain values. With MDCP_ONE_LEVEL there is but the level
+// that the compiler's options choose.
 #pragma once
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(MDCP_ONE_LEVEL)
 #define MDCP_X86 1
 #define MDCP_TARGET_AVX2 __attribute__((target("avx2")))
 #define MDCP_TARGET_AVX512 \
