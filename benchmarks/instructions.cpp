@@ -213,13 +213,18 @@ void evolution() {
                                      kHistory};
     std::vector<int64_t> best(kRuns * kWidth);
     std::vector<double> best_fitness(kRuns, 1e300);
+    const std::vector<int64_t> seeds{0, 1};
+    std::vector<uint32_t> generators(kRuns * mdcp::kGeneratorWords);
+    mdcp::random_seed(seeds.data(), kRuns, generators.data());
     int64_t n = kPopulation, capacity = kArchive;
     for (int64_t generation = 0; generation < 20; ++generation) {
-        const auto chance = filled<double>(kRuns * n * (mdcp::kMutationChances + kWidth), uniform);
+        std::vector<double> chance(kRuns * n * (mdcp::kMutationChances + kWidth));
         const auto normal = filled<double>(kRuns * n, [&] { return numbers.normal(); });
         const auto keys = filled<double>(kRuns * (capacity + n), uniform);
         std::vector<int64_t> candidates(kRuns * n * kWidth);
         measured([&] {
+            mdcp::random_uniform(generators.data(), kRuns,
+                                 static_cast<int64_t>(chance.size()) / kRuns, chance.data());
             if (generation) mdcp::evolution_mutate(state, n, 7, chance.data(), normal.data());
             mdcp::evolution_round(state, n, candidates.data());
         });

@@ -91,6 +91,19 @@ PYBIND11_MODULE(_native, module) {
                                              at<double>(fitness), {threads, mdcp::kBaseline});
         },
         release());
+    module.attr("generator_words") = mdcp::kGeneratorWords;
+    module.def(
+        "random_seed",
+        [](Address seeds, int64_t runs, Address generators) {
+            mdcp::random_seed(at<const int64_t>(seeds), runs, at<uint32_t>(generators));
+        },
+        release());
+    module.def(
+        "random_uniform",
+        [](Address generators, int64_t runs, int64_t count, Address out) {
+            mdcp::random_uniform(at<uint32_t>(generators), runs, count, at<double>(out));
+        },
+        release());
     using State = std::array<uint64_t, 19>;
     module.def(
         "evolution_round",
@@ -132,6 +145,15 @@ PYBIND11_MODULE(_native, module) {
             mdcp::descent_moves(at<const int64_t>(start), runs, moves, width,
                                 at<const int64_t>(low), at<const int64_t>(high), octaves,
                                 at<const double>(chance), at<int64_t>(candidates));
+        },
+        release());
+    module.def(
+        "descent_take",
+        [](Address candidates, Address fitness, int64_t runs, int64_t moves, int64_t width,
+           int64_t patience, Address best, Address best_fitness, Address idle) {
+            return mdcp::descent_take(at<const int64_t>(candidates), at<const double>(fitness),
+                                      runs, moves, width, patience, at<int64_t>(best),
+                                      at<double>(best_fitness), at<int64_t>(idle));
         },
         release());
     module.def(

@@ -41,6 +41,15 @@ void evaluate_population_cuda(const int64_t* population,  // [runs, candidates, 
 int64_t evaluate_population_cuda_workspace(int64_t runs, int64_t candidates, int64_t axes,
                                            int64_t counts);
 
+// Random numbers of many runs, each from a generator of its own.
+constexpr int64_t kGeneratorWords = 1250;
+void random_seed(const int64_t* seeds,     // [runs] of which the lower 32 bits count
+                 int64_t runs,             //
+                 uint32_t* generators);    // OUT [runs, kGeneratorWords]
+void random_uniform(uint32_t* generators,  // IN, OUT [runs, kGeneratorWords]
+                    int64_t runs, int64_t count,
+                    double* out);  // OUT [runs, count] in [0, 1)
+
 // L-SHADE's state, of runs that advance together; see mdcp_fast/evolution.py. Of each run the first
 // n members are alive, n <= population.
 struct EvolutionState {
@@ -78,13 +87,21 @@ void evolution_take(const EvolutionState& state, int64_t n,
 void evolution_shrink(const EvolutionState& state, int64_t n, int64_t left, int64_t capacity);
 
 // Random moves of one or two coordinates from the starts, kept within the bounds.
-void descent_moves(const int64_t* start,  // [runs, width]
+void descent_moves(const int64_t* start,  // [runs, width] within the bounds
                    int64_t runs, int64_t moves, int64_t width,
                    const int64_t* low,    // [width]
                    const int64_t* high,   // [width]
                    int64_t octaves,       // steps are powers of two below 2^octaves
                    const double* chance,  // [runs, moves, 5] in [0, 1)
                    int64_t* candidates);  // OUT [runs, moves, width]
+// Takes each run's best move if it goes downhill. A run ends when it was idle, without one that
+// did, `patience` times on end; false when all have.
+bool descent_take(const int64_t* candidates,  // [runs, moves, width]
+                  const double* fitness,      // [runs, moves], no NaN
+                  int64_t runs, int64_t moves, int64_t width, int64_t patience,
+                  int64_t* best,         // IN, OUT [runs, width]
+                  double* best_fitness,  // IN, OUT [runs]
+                  int64_t* idle);        // IN, OUT [runs]
 
 // One tensor of weights, read as rows.
 struct WeightTensor {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,11 @@ class State(NamedTuple):
     rate_memory: Tensor  # float64 [runs, HISTORY], below 0 where it ended
     slot: Tensor  # int64 [runs], the entry of the memories to write next
 
+    def native(self) -> list[int]:
+        """Its members: addresses, then sizes."""
+        sizes = [*self.members.shape, self.archive.shape[1], HISTORY]
+        return [part.data_ptr() for part in self] + sizes
+
 
 class LShade:
     """Differential evolution with success-history adaptation and linear population reduction.
@@ -104,10 +109,11 @@ class LShade:
             raise ValueError(f"LShade: population: expected at least {SMALLEST}, got {population}")
         if not seeds:
             raise ValueError("LShade: seeds: expected at least one, got none")
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._generators = _seeded(seeds)
         self._first, self._budget = population, evaluations
         self._alive, self._capacity = population, round(ARCHIVE * population)
         runs, width = len(seeds), len(low)
+        self._width = width
         # Half a step of margin gives the first and the last integer the share of the others.
         bottom, top = low.double() - 0.5, high.double() + 0.5
         trials = bottom + _uniform(self._generators, population, width) * (top - bottom)
@@ -130,16 +136,15 @@ class LShade:
             rate_memory=_full((runs, HISTORY), 0.5),
             slot=torch.zeros(runs, dtype=torch.int64, device=CPU),
         )
+        self._native = self.state.native()
         self._asked = False
         self.evaluated = 0
         self.best = self._rounded()[:, 0].clone()
         self.fitness = _full((runs,), torch.inf)
 
-    @property
-    def _native(self) -> list[int]:
-        """The native core's EvolutionState: addresses, then sizes."""
-        sizes = [*self.state.members.shape, self.state.archive.shape[1], HISTORY]
-        return [part.data_ptr() for part in self.state] + sizes
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        self.__dict__.update(attributes)
+        self._native = self.state.native()  # a copy's memory is its own
 
     @property
     def finished(self) -> bool:
@@ -161,12 +166,7 @@ class LShade:
         """
         if not self._asked:
             raise RuntimeError("LShade: tell: expected a call of ask before, got none")
-        fitness = fitness.detach().to("cpu", torch.float64).contiguous()
-        shape = [len(self._generators), self._alive]
-        if list(fitness.shape) != shape:
-            raise ValueError(f"LShade: fitness: expected shape {shape}, got {list(fitness.shape)}")
-        if math.isnan(fitness.min()):  # which any NaN makes NaN
-            raise ValueError("LShade: fitness: expected numbers, got NaN")
+        fitness = _checked_fitness("LShade", fitness, len(self._generators), self._alive)
         self._asked = False
         if self.evaluated:
             self._remember(fitness)
@@ -182,15 +182,15 @@ class LShade:
         self._shrink()
 
     def _rounded(self) -> Tensor:
-        shape = (len(self._generators), self._alive, len(self.state.low))
+        shape = (len(self._generators), self._alive, self._width)
         candidates = torch.empty(shape, dtype=torch.int64, device=CPU)
         native.evolution_round(self._native, self._alive, candidates.data_ptr())
         return candidates
 
     def _mutate(self) -> None:
         """Makes a trial of every member: current-to-pbest/1, binomial crossover."""
-        chance = _uniform(self._generators, self._alive, len(self.state.low) + 7)
-        normal = torch.special.ndtri(chance[..., 1].clamp(1e-12, 1 - 1e-12)).contiguous()
+        chance = _uniform(self._generators, self._alive, self._width + 7)
+        normal = torch.special.ndtri(chance.select(2, 1)).contiguous()
         greedy = max(2, round(GREEDINESS * self._alive))
         native.evolution_mutate(
             self._native, self._alive, greedy, chance.data_ptr(), normal.data_ptr()
@@ -334,26 +334,27 @@ def descend(
     """
     low, high = _checked_bounds("descend", low, high)
     runs, width = len(seeds), len(low)
-    best = check_tensor("descend", "start", start, torch.int64, (runs, width), device=CPU).clone()
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    best = check_tensor("descend", "start", start, torch.int64, (runs, width), device=CPU)
+    best = torch.minimum(torch.maximum(best, low), high)
+    fitness = _checked_fitness("descend", fitness.unsqueeze(1), runs, 1).squeeze(1).clone()
+    generators = _seeded(seeds)
     octaves = max(1, int((high - low).max()).bit_length())
-    evaluated, idle = 0, torch.zeros(runs, dtype=torch.int64)
-    rows = torch.arange(runs)
-    limit = math.inf if evaluations is None else evaluations
-    while bool((idle < PATIENCE).any()) and evaluated < limit:
+    idle = torch.zeros(runs, dtype=torch.int64, device=CPU)
+    evaluated, limit = 0, math.inf if evaluations is None else evaluations
+    going = True
+    while going and evaluated < limit:
         chance = _uniform(generators, moves, 5)
         candidates = torch.empty((runs, moves, width), dtype=torch.int64, device=CPU)
         native.descent_moves(
             best.data_ptr(), runs, moves, width, low.data_ptr(), high.data_ptr(), octaves,
             chance.data_ptr(), candidates.data_ptr(),
         )  # fmt: skip
-        lowest, where = evaluate(candidates).min(1)
+        scores = _checked_fitness("descend", evaluate(candidates), runs, moves)
         evaluated += moves
-        # A run that has ended stays as it is while others go on, so that none depends on another.
-        better = (lowest < fitness) & (idle < PATIENCE)
-        best = torch.where(better.unsqueeze(1), candidates[rows, where], best)
-        fitness = torch.where(better, lowest, fitness)
-        idle = torch.where(better, 0, idle + 1)
+        going = native.descent_take(
+            candidates.data_ptr(), scores.data_ptr(), runs, moves, width, PATIENCE,
+            best.data_ptr(), fitness.data_ptr(), idle.data_ptr(),
+        )  # fmt: skip
     return best, fitness, evaluated
 
 
@@ -362,11 +363,33 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(1, index.unsqueeze(2).expand(-1, -1, table.shape[2]))
 
 
-def _uniform(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
-    """float64 [generators, *shape] in [0, 1): from each generator its own."""
-    return torch.stack(
-        [torch.rand(shape, generator=g, dtype=torch.float64, device=CPU) for g in generators]
-    )
+def _seeded(seeds: Sequence[int]) -> Tensor:
+    """A generator for each seed: int32 [runs, words]."""
+    numbers = torch.tensor([seed & 0xFFFFFFFF for seed in seeds], dtype=torch.int64, device=CPU)
+    shape = (len(seeds), native.generator_words)
+    generators = torch.empty(shape, dtype=torch.int32, device=CPU)
+    native.random_seed(numbers.data_ptr(), len(seeds), generators.data_ptr())
+    return generators
+
+
+def _uniform(generators: Tensor, *shape: int) -> Tensor:
+    """float64 [runs, *shape] in [0, 1): from each generator the numbers of torch.rand."""
+    runs, _ = generators.shape
+    numbers = torch.empty((runs, *shape), dtype=torch.float64, device=CPU)
+    native.random_uniform(generators.data_ptr(), runs, math.prod(shape), numbers.data_ptr())
+    return numbers
+
+
+def _checked_fitness(op: str, fitness: Tensor, runs: int, candidates: int) -> Tensor:
+    """What an evaluator returned as float64 on the CPU, after it was found right."""
+    fitness = fitness.detach().to(CPU, torch.float64).contiguous()
+    if fitness.shape != (runs, candidates):
+        raise ValueError(
+            f"{op}: fitness: expected shape {[runs, candidates]}, got {list(fitness.shape)}"
+        )
+    if math.isnan(fitness.min()):  # which any NaN makes NaN
+        raise ValueError(f"{op}: fitness: expected numbers, got NaN")
+    return fitness
 
 
 def _full(shape: tuple[int, ...], value: float) -> Tensor:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from evolution_reference import ReferenceLShade
 from torch import Tensor
 
-from mdcp_fast.evolution import Evaluate, LShade, PlainDE, descend, differential_evolution
+from mdcp_fast.evolution import (
+    Evaluate,
+    LShade,
+    PlainDE,
+    _seeded,
+    _uniform,
+    descend,
+    differential_evolution,
+)
 
 LOW, HIGH = torch.tensor([1, -3, 0, 5, 2]), torch.tensor([9, 40, 300, 5, 3])
 TARGET = torch.tensor([4, 17, 123, 5, 3])
@@ -27,6 +39,15 @@ def knapsack(candidates: Tensor) -> Tensor:
 
 def half_impossible(candidates: Tensor) -> Tensor:
     return bowl(candidates).masked_fill(candidates[..., 2] % 2 == 0, torch.inf)
+
+
+@pytest.mark.parametrize("seed", [0, 5489, -7, 2**40 + 3])
+def test_random_numbers_are_torchs_in_float64(seed: int) -> None:
+    """Drawn in portions that end within blocks and at their ends (312 numbers)."""
+    generators, torchs = _seeded([1, seed]), torch.Generator().manual_seed(seed)
+    for count in (1, 311, 312, 1000, 7):
+        expected = torch.rand(count, generator=torchs, dtype=torch.float64)
+        assert torch.equal(_uniform(generators, count)[1], expected)
 
 
 @pytest.mark.parametrize("evaluate", [bowl, knapsack, half_impossible])
@@ -144,6 +165,23 @@ def test_what_was_given_out_does_not_change(algorithm: type[LShade]) -> None:
         seen.append((parts, [part.clone() for part in parts]))
     for parts, copies in seen:
         assert all(map(torch.equal, parts, copies))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
+def test_a_copy_goes_its_own_way(copied: Callable[[LShade], LShade]) -> None:
+    def advance(run: LShade) -> list[Tensor]:
+        asked = []
+        while not run.finished:
+            asked.append(run.ask())
+            run.tell(bowl(asked[-1]))
+        return asked
+
+    run = LShade(LOW, HIGH, population=8, evaluations=80, seeds=[0, 1])
+    run.tell(bowl(run.ask()))
+    other = copied(run)
+    for one, two in zip(advance(run), advance(other), strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(run.best, other.best)
 
 
 def test_infinite_fitness_is_survived() -> None:

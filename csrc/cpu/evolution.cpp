@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "cpu/mersenne.h"
 #include "native.h"
 
 namespace mdcp {
@@ -111,7 +112,21 @@ void reorder(double* table, int64_t width, const std::vector<int64_t>& order,
     std::copy(scratch.begin(), scratch.end(), table);
 }
 
+static_assert(sizeof(Mersenne) == kGeneratorWords * sizeof(uint32_t));
+
 }  // namespace
+
+void random_seed(const int64_t* seeds, int64_t runs, uint32_t* generators) {
+    for (int64_t run = 0; run < runs; ++run) {
+        reinterpret_cast<Mersenne*>(generators)[run].seed(static_cast<uint32_t>(seeds[run]));
+    }
+}
+
+void random_uniform(uint32_t* generators, int64_t runs, int64_t count, double* out) {
+    for (int64_t run = 0; run < runs; ++run) {
+        reinterpret_cast<Mersenne*>(generators)[run].fill(out + run * count, count);
+    }
+}
 
 void evolution_round(const EvolutionState& s, int64_t n, int64_t* candidates) {
     for (int64_t run = 0; run < s.runs; ++run) {
@@ -231,9 +246,7 @@ void descent_moves(const int64_t* start, int64_t runs, int64_t moves, int64_t wi
                    int64_t* candidates) {
     for (int64_t run = 0; run < runs; ++run, start += width) {
         for (int64_t move = 0; move < moves; ++move, chance += 5, candidates += width) {
-            for (int64_t d = 0; d < width; ++d) {
-                candidates[d] = std::clamp(start[d], low[d], high[d]);
-            }
+            std::copy_n(start, width, candidates);
             const auto step = [&](double c) {
                 return int64_t{1} << static_cast<int64_t>(c * c * octaves);
             };
@@ -255,6 +268,26 @@ void descent_moves(const int64_t* start, int64_t runs, int64_t moves, int64_t wi
             }
         }
     }
+}
+
+bool descent_take(const int64_t* candidates, const double* fitness, int64_t runs, int64_t moves,
+                  int64_t width, int64_t patience, int64_t* best, double* best_fitness,
+                  int64_t* idle) {
+    bool going = false;
+    for (int64_t run = 0; run < runs; ++run, fitness += moves, candidates += moves * width) {
+        // A run that has ended stays as it is while others go on, so that none depends on another.
+        if (idle[run] >= patience) continue;
+        const int64_t lowest = std::min_element(fitness, fitness + moves) - fitness;
+        if (fitness[lowest] < best_fitness[run]) {
+            best_fitness[run] = fitness[lowest];
+            std::copy_n(candidates + lowest * width, width, best + run * width);
+            idle[run] = 0;
+        } else {
+            ++idle[run];
+        }
+        going = going || idle[run] < patience;
+    }
+    return going;
 }
 
 }  // namespace mdcp
