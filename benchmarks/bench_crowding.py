@@ -1,20 +1,18 @@
-"""Crowding distance of 10,000 points x 3 in 500 groups, one thread, beside pymoo and DEAP.
+"""Crowding distance of 10,000 points x 3 in 500 groups, beside pymoo, DEAP and pygmo.
 
-pytest benchmarks/bench_crowding.py -s
+pytest benchmarks/bench_crowding.py -s [--threads 2]
 
-Times are CPU times of the process. Every result is checked against the float64 reference first.
-pymoo runs in the same test as ours too, turn about: how much faster ours is stands in extra_info.
+Results, the peers' too, are checked against the float64 reference.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from statistics import median
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import roofline
 import torch
 from torch import Tensor
 
@@ -22,23 +20,20 @@ from mdcp_fast.ops import reference
 from mdcp_fast.ops._arguments import simd_levels
 from mdcp_fast.ops.crowding import crowding_distance
 
+pytestmark = pytest.mark.usefixtures("threads")
 POINTS, DIMENSIONS = 10_000, 3
-ROUNDS = 15
-BAR = 20  # times faster than pymoo
+Compare = Callable[..., dict[str, Any]]
+Peers = dict[str, Callable[[], Callable[[], Any]]]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def problem(groups: int) -> tuple[Tensor, Tensor]:
-    """float32 [POINTS, DIMENSIONS], int64 [groups + 1]; groups of equal size."""
-    points = torch.randn(POINTS, DIMENSIONS, generator=torch.Generator().manual_seed(0))
-    return points, torch.linspace(0, POINTS, groups + 1).round().long()
+def problem(
+    groups: int, points: int = POINTS, dimensions: int = DIMENSIONS, heavy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """float32 [points, dimensions], int64 [groups + 1]; groups of equal size."""
+    table = torch.randn(points, dimensions, generator=torch.Generator().manual_seed(0))
+    if heavy:
+        table = table * table.square()
+    return table, torch.linspace(0, points, groups + 1, dtype=torch.float64).round().long()
 
 
 def check(distance: Tensor, points: Tensor, offsets: Tensor) -> None:
@@ -46,69 +41,95 @@ def check(distance: Tensor, points: Tensor, offsets: Tensor) -> None:
     torch.testing.assert_close(distance.double(), expected, rtol=1e-6, atol=0)
 
 
-def cpu_seconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
+def tables(points: Tensor, offsets: Tensor) -> list[np.ndarray]:
+    return [own.double().numpy() for own in points.split(offsets.diff().tolist())]
 
 
-def pymoo_of(points: Tensor, offsets: Tensor) -> Callable[[], np.ndarray]:
-    metrics = pytest.importorskip("pymoo.operators.survival.rank_and_crowding.metrics")
-    table, bounds = points.double().numpy(), offsets.tolist()
-    groups = [table[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
-    return lambda: np.concatenate([metrics.calc_crowding_distance(group) for group in groups])
+def pymoo(points: Tensor, offsets: Tensor) -> Callable[[], np.ndarray]:
+    from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+
+    groups = tables(points, offsets)
+    return lambda: np.concatenate([calc_crowding_distance(group) for group in groups])
 
 
-@pytest.mark.benchmark(timer=time.process_time, min_rounds=ROUNDS)
-@pytest.mark.parametrize("simd", simd_levels())
-@pytest.mark.parametrize("groups", [500, 50, 5])
-def test_ours(benchmark: Any, groups: int, simd: str) -> None:
-    points, offsets = problem(groups)
-    check(crowding_distance(points, offsets, simd=simd), points, offsets)
-    benchmark(crowding_distance, points, offsets, simd=simd)
+def pygmo(points: Tensor, offsets: Tensor) -> Callable[[], np.ndarray]:
+    import pygmo
+
+    groups = tables(points, offsets)
+    return lambda: np.concatenate([pygmo.crowding_distance(group) for group in groups])
 
 
-@pytest.mark.benchmark(timer=time.process_time, min_rounds=ROUNDS)
-def test_ours_beside_pymoo(benchmark: Any) -> None:
-    points, offsets = problem(500)
-    theirs = pymoo_of(points, offsets)
-    check(crowding_distance(points, offsets), points, offsets)
-    times: list[tuple[float, float]] = []
-    for _ in range(ROUNDS):
-        # Ten calls, or ours would mostly measure how cold pymoo's turn left the caches.
-        ten = cpu_seconds(lambda: [crowding_distance(points, offsets) for _ in range(10)])
-        times.append((ten / 10, cpu_seconds(theirs)))
-    faster = median(other for _, other in times) / median(ours for ours, _ in times)
-    benchmark.extra_info["times_faster_than_pymoo"] = faster
-    benchmark(crowding_distance, points, offsets)
-    print(f"\n{faster:.1f} times faster than pymoo")
-    assert faster >= BAR
-
-
-@pytest.mark.benchmark(timer=time.process_time, min_rounds=ROUNDS)
-def test_pymoo(benchmark: Any) -> None:
-    points, offsets = problem(500)
-    distance = benchmark(pymoo_of(points, offsets))
-    # pymoo divides by the number of dimensions.
-    check(torch.from_numpy(distance).float() * DIMENSIONS, points, offsets)
-
-
-@pytest.mark.benchmark(timer=time.process_time, min_rounds=ROUNDS)
-def test_deap(benchmark: Any) -> None:
-    emo = pytest.importorskip("deap.tools.emo")
-    base = pytest.importorskip("deap.base")
-    points, offsets = problem(500)
+def deap(points: Tensor, offsets: Tensor) -> Callable[[], list[float]]:
+    from deap import base
+    from deap.tools import emo
 
     class Fitness(base.Fitness):
-        weights = (-1.0,) * DIMENSIONS
+        weights = (-1.0,) * points.shape[1]
 
     class Individual:
         def __init__(self, values: list[float]) -> None:
             self.fitness = Fitness(values)
 
-    people = [Individual(values) for values in points.double().tolist()]
-    bounds = offsets.tolist()
-    groups = [people[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
-    benchmark(lambda: [emo.assignCrowdingDist(group) for group in groups])
-    distance = torch.tensor([one.fitness.crowding_dist for one in people])
-    check(distance * DIMENSIONS, points, offsets)
+    groups = [[Individual(row) for row in table.tolist()] for table in tables(points, offsets)]
+
+    def run() -> list[float]:
+        for group in groups:
+            emo.assignCrowdingDist(group)
+        return [one.fitness.crowding_dist for group in groups for one in group]
+
+    return run
+
+
+def measure(
+    compare: Compare, points: Tensor, offsets: Tensor, peers: Peers, **options: Any
+) -> None:
+    check(crowding_distance(points, offsets), points, offsets)
+    found = compare(lambda: crowding_distance(points, offsets), peers, rounds=15, **options)
+    for name, distance in found.items():
+        # pymoo and DEAP divide by the number of dimensions.
+        factor = points.shape[1] if name in ("pymoo", "DEAP") else 1
+        check(torch.as_tensor(distance).float() * factor, points, offsets)
+
+
+def peers_of(points: Tensor, offsets: Tensor) -> Peers:
+    return {
+        "pymoo": lambda: pymoo(points, offsets),
+        "DEAP": lambda: deap(points, offsets),
+        "pygmo": lambda: pygmo(points, offsets),
+    }
+
+
+@pytest.mark.parametrize("groups", [500, 50, 5])
+def test_groups(compare: Compare, groups: int) -> None:
+    points, offsets = problem(groups)
+    jobs = [roofline.crowding(POINTS, POINTS // groups)] if groups == 500 else []
+    measure(compare, points, offsets, peers_of(points, offsets), jobs=jobs)
+
+
+def test_heavy_tailed(compare: Compare) -> None:
+    points, offsets = problem(500, heavy=True)
+    measure(compare, points, offsets, peers_of(points, offsets))
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_simd(compare: Compare, level: str) -> None:
+    points, offsets = problem(500)
+    check(crowding_distance(points, offsets, simd=level), points, offsets)
+    compare(lambda: crowding_distance(points, offsets, simd=level), rounds=15)
+
+
+@pytest.mark.parametrize("dimensions", [3, 8, 16])
+@pytest.mark.parametrize("n", [64, 256, 1024, 4096])
+def test_growth(compare: Compare, n: int, dimensions: int) -> None:
+    """One segment of n points."""
+    points, offsets = problem(1, n, dimensions)
+    growth = ("n", n, f"one segment, D = {dimensions}")
+    measure(compare, points, offsets, peers_of(points, offsets), growth=growth)
+
+
+@pytest.mark.parametrize("segments", [1, 30, 1000, pytest.param(30_000, marks=pytest.mark.slow)])
+def test_problems(compare: Compare, segments: int) -> None:
+    """Many segments of 20 points."""
+    points, offsets = problem(segments, 20 * segments)
+    growth = ("problems", segments, "20 points, D = 3")
+    measure(compare, points, offsets, peers_of(points, offsets), growth=growth)

@@ -1,69 +1,72 @@
 """From a network to a smaller one: trace, data-free search for half of the MACs, prune.
 
-pytest benchmarks/bench_end_to_end.py; torch-pruning is measured beside it where it is installed.
+pytest benchmarks/bench_end_to_end.py -s [--threads 2]
 """
 
 from __future__ import annotations
 
-import copy
+from collections import Counter
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+from comparison import clock
+from parts import Part, timed
+from pruned_networks import INPUT, NETWORKS, network, share_of_macs, torch_pruning
 from torch import nn
 
-from mdcp_fast.graph import count_macs, trace
-from mdcp_fast.search import search
-from mdcp_fast.surgery import prune
+from mdcp_fast import PruningPlan, graph, presets, surgery
 
-torchvision = pytest.importorskip("torchvision")
+pytestmark = pytest.mark.usefixtures("threads")
+search = import_module("mdcp_fast.search")  # that of the package is the function
+PARTS: list[Part] = [
+    ("capture by torch.export", graph, "export"),
+    ("channel labels and axes", graph, "walk_program"),
+    ("channel labels and axes", graph, "gather"),
+    ("MACs, by one forward pass", graph, "count_macs"),
+    ("cost model", graph, "cost_model"),
+    ("checks against the zeroed network", graph.ChannelGraph, "failing"),
+    ("statistics", presets, "moments"),
+    ("clusters, crowding, loss table", presets, "loss_table"),
+    ("relaxation", search, "relaxed_widths"),
+    ("evolution", search, "differential_evolution"),
+    ("the plan", PruningPlan, "build"),
+    ("removal", surgery, "remove"),
+]
 
-INPUT = torch.randn(1, 3, 224, 224)
-NETWORKS = ["resnet18", "resnet50", "mobilenet_v2", "densenet121"]
+
+def ours(model: nn.Module, check: bool = True) -> nn.Module:
+    traced = graph.trace(model, INPUT, check=check)
+    return surgery.prune(traced, search.search(traced, macs=0.5), check=check)
 
 
-def network(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return getattr(torchvision.models, name)(weights=None).eval()
-
-
-def ours(model: nn.Module, check: bool) -> nn.Module:
-    graph = trace(model, INPUT, check=check)
-    return prune(graph, search(graph, macs=0.5), check=check)
+def where_the_time_goes(model: nn.Module, rounds: int) -> Counter[str]:
+    """The mean seconds in each part, and in all the rest."""
+    now = clock(torch.get_num_threads())
+    total: Counter[str] = Counter()
+    for _ in range(rounds):
+        with timed(PARTS) as seconds:
+            start = now()
+            ours(model)
+            seconds["the rest"] = now() - start - sum(seconds.values())
+        total += seconds
+    return Counter({name: own / rounds for name, own in total.items()})
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("check", [False, True], ids=["unchecked", "checked"])
-def test_ours(benchmark: Any, name: str, check: bool) -> None:
+def test_network(compare: Callable[..., dict[str, Any]], benchmark: Any, name: str) -> None:
+    """Ours with all its checks, and without; torch-pruning has none."""
     model = network(name)
-    small = benchmark.pedantic(ours, (model, check), rounds=3, warmup_rounds=1)
-    used = count_macs(small, INPUT) / count_macs(model, INPUT)
-    assert 0.485 <= used <= 0.5
-    benchmark.extra_info["macs"] = used
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_torch_pruning(benchmark: Any, name: str) -> None:
-    """Magnitude pruning by a ratio that leaves about half of the MACs: it has no MAC target."""
-    pruning = pytest.importorskip("torch_pruning")
-
-    def fresh() -> tuple[tuple[nn.Module], dict[str, Any]]:
-        return (copy.deepcopy(model),), {}
-
-    def peer(twin: nn.Module) -> nn.Module:
-        last = [module for module in twin.modules() if isinstance(module, nn.Linear)][-1]
-        pruner = pruning.pruner.MagnitudePruner(
-            twin,
-            INPUT,
-            importance=pruning.importance.MagnitudeImportance(p=2),
-            pruning_ratio=0.3,
-            ignored_layers=[last],
-        )
-        pruner.step()
-        return twin
-
-    model = network(name)
-    small = benchmark.pedantic(peer, setup=fresh, rounds=3, warmup_rounds=1)
-    used = count_macs(small, INPUT) / count_macs(model, INPUT)
-    assert used < 0.7
-    benchmark.extra_info["macs"] = used
+    small = ours(model)
+    assert 0.485 <= share_of_macs(small, model) <= 0.5
+    peers = {
+        "ours unchecked": lambda: lambda: ours(model, check=False),
+        "torch-pruning by magnitude": lambda: torch_pruning(model),
+    }
+    found = compare(lambda: ours(model), peers, rounds=5)
+    benchmark.extra_info["share of MACs left"] = {
+        key: share_of_macs(one, model) for key, one in {"ours": small, **found}.items()
+    }
+    benchmark.extra_info["parts"] = where_the_time_goes(model, rounds=3)

@@ -54,7 +54,24 @@ def issue_time(instructions: float, lanes: int = LANES) -> float:
     return instructions / (MULTIPROCESSORS * lanes * CLOCK)
 
 
-def lloyd(name: str, work: workloads.Workload, target: float) -> Job:
+def ward(work: workloads.Workload, target: float = 0.0) -> Job:
+    """The first round alone: every point looks at all others of its problem."""
+    pairs = float(work.offsets.diff().square().sum())
+    points = len(work.points)
+    operations = pairs * (3 * DIMENSIONS - 1 + 2)  # float64: a distance, a product, a comparison
+    size = f"{points:,} filters"
+    name = "(a) Ward, first round"
+    return Job(name, size, (12 + 32) * points, pairs, operations, DOUBLE_LANES, target)
+
+
+def crowding(points: int, segment: int, target: float = 0.0) -> Job:
+    """Of segments of `segment` points, in three dimensions."""
+    size = f"{points:,} points x 3, {points // segment} groups"
+    operations = points * DIMENSIONS * segment * 2  # rank by counting: compare and add
+    return Job("crowding", size, points * (12 + 4), 0, operations, LANES, target)
+
+
+def lloyd(name: str, work: workloads.Workload, target: float = 0.0) -> Job:
     """Lloyd's iterations as the CPU op counts them (the devices agree), and the last assignment."""
     found = kmeans(work.points, work.offsets, work.k, problem=work.problem)
     sizes = work.offsets.diff()[work.problem]
@@ -72,9 +89,6 @@ def jobs() -> list[Job]:
         ("(b) Lloyd, 848 jobs", workloads.seventeenths, 0.4e-3),
         ("(d) Lloyd, every k of every layer", workloads.every_k, 20e-3),
     ]
-    # The first round alone: every filter looks at all others of its layer.
-    ward_pairs = float(sum(len(layer) ** 2 for layer in layers))
-    points = 10_000
     return [
         Job(
             "statistics, float32",
@@ -85,25 +99,9 @@ def jobs() -> list[Job]:
             LANES,
             35e-6,
         ),
-        Job(
-            "(a) Ward, first round",
-            f"{filters:,} filters",
-            (12 + 32) * filters,
-            ward_pairs,
-            ward_pairs * (3 * DIMENSIONS - 1 + 2),  # float64: a distance, a product, a comparison
-            DOUBLE_LANES,
-            0.3e-3,
-        ),
+        ward(workloads.half(layers), 0.3e-3),
         *(lloyd(name, make(layers), target) for name, make, target in works),
-        Job(
-            "crowding",
-            "10,000 points x 3, 500 groups",
-            points * (12 + 4),
-            0,
-            points * 3 * 20 * 2,  # rank by counting: compare and add, 20 points to a group
-            LANES,
-            5e-6,
-        ),
+        crowding(10_000, 20, 5e-6),
     ]
 
 
