@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from figures import panels_of, save
 from methods import ABLATION, METHODS, OURS, RANDOM, RIVAL
 from networks import NETWORKS
 from records import Records
@@ -348,7 +349,7 @@ def figure_budgets(records: Iterable[dict[str, Any]], table: Table, path: Path) 
     ] or [COMPENSATED]
     budgets, used = _budgets(table), used_macs(records)
     names = [name for name in _methods(table) if name in _drawn()]
-    figure, panels = _panels(len(rows), len(networks))
+    figure, panels = panels_of(len(rows), len(networks))
     for row, treatment in enumerate(rows):
         for column, network in enumerate(networks):
             panel = panels[row][column]
@@ -366,7 +367,7 @@ def figure_budgets(records: Iterable[dict[str, Any]], table: Table, path: Path) 
             panel.set_title(f"{TITLES[network]}, {treatment}", fontsize=10)
             panel.set_xlabel("MACs left, % of the dense network's (line: dense accuracy)")
             panel.set_ylabel("test accuracy, %")
-    _save(figure, panels, path)
+    save(figure, panels, path)
 
 
 def figure_steps(records: Iterable[dict[str, Any]], path: Path) -> None:
@@ -377,7 +378,7 @@ def figure_steps(records: Iterable[dict[str, Any]], path: Path) -> None:
     networks = list(dict.fromkeys(key[0] for key in mean))
     budgets = sorted({key[2] for key in mean}, reverse=True)
     names = [name for name in METHODS if name in _drawn()]
-    figure, panels = _panels(len(budgets), len(networks))
+    figure, panels = panels_of(len(budgets), len(networks))
     for row, budget in enumerate(budgets):
         for column, network in enumerate(networks):
             panel = panels[row][column]
@@ -390,7 +391,7 @@ def figure_steps(records: Iterable[dict[str, Any]], path: Path) -> None:
             panel.set_title(f"{TITLES[network]}, {budget:.0%} of the MACs", fontsize=10)
             panel.set_xlabel("fine-tuning steps, 64 images each")
             panel.set_ylabel(f"accuracy on {CURVE_IMAGES:,} test images, %")
-    _save(figure, panels, path)
+    save(figure, panels, path)
 
 
 def _drawn() -> list[str]:
@@ -399,32 +400,3 @@ def _drawn() -> list[str]:
         for name, method in METHODS.items()
         if method.family in (RANDOM, RIVAL) or name in (BEST, PAPER, GREEDY_UNIFORM)
     ]
-
-
-def _panels(rows: int, columns: int) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as pyplot
-
-    # Text stays text, and the same records give the same file.
-    pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "quality", "font.size": 9})
-    return pyplot.subplots(
-        rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, layout="constrained"
-    )
-
-
-def _save(figure: Any, panels: Any, path: Path) -> None:
-    import matplotlib.pyplot as pyplot
-
-    for panel in panels.flat:
-        panel.grid(alpha=0.3)
-    entries: dict[str, Any] = {}
-    for panel in panels.flat:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(
-        list(entries.values()), list(entries), loc="outside lower center", ncols=4, fontsize=8
-    )
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)

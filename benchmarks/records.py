@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,10 +27,18 @@ class Records:
 
     Args:
         path: Made when the first record is added.
+        key: The fields that tell records apart.
+        where: Describes where a record was measured; by default `environment`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        key: Sequence[str] = KEY,
+        where: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        self.path, self.key = path, key
+        self._where = where or environment
         content = json.loads(path.read_text()) if path.is_file() else {}
         self.environments: list[dict[str, Any]] = content.get("environments", [])
         self.records: list[dict[str, Any]] = content.get("records", [])
@@ -38,26 +47,29 @@ class Records:
         return self.find(key) is not None
 
     def find(self, key: tuple[Any, ...]) -> dict[str, Any] | None:
-        """The record of a key (network, method, budget, treatment, seed)."""
-        return next((one for one in self.records if key_of(one) == key), None)
+        """The record of a key."""
+        return next((one for one in self.records if self.key_of(one) == key), None)
 
     def forget(self, pattern: str) -> int:
         """Drops the records whose key, its parts joined by "|", matches; they are measured anew."""
         wanted = re.compile(pattern)
-        kept = [one for one in self.records if not wanted.search(written(key_of(one)))]
+        kept = [one for one in self.records if not wanted.search(written(self.key_of(one)))]
         dropped = len(self.records) - len(kept)
         self.records = kept
         return dropped
 
     def add(self, key: tuple[Any, ...], measured: dict[str, Any]) -> None:
         """Adds one record, in place of an earlier one of this key, and writes the file."""
-        now = environment()
+        now = self._where()
         if now not in self.environments:
             self.environments.append(now)
-        record = dict(zip(KEY, key, strict=True)) | measured
+        record = dict(zip(self.key, key, strict=True)) | measured
         record["environment"] = self.environments.index(now)
-        self.records = [one for one in self.records if key_of(one) != key] + [record]
+        self.records = [one for one in self.records if self.key_of(one) != key] + [record]
         self.write()
+
+    def key_of(self, record: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(record[name] for name in self.key)
 
     def write(self) -> None:
         """Writes the whole file, or leaves the old one."""
@@ -77,27 +89,23 @@ class Records:
         self.records = [one | {"environment": place[one["environment"]]} for one in self.records]
 
 
-def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(record[name] for name in KEY)
-
-
 def written(key: tuple[Any, ...]) -> str:
     return "|".join(str(part) for part in key)
 
 
 @functools.cache  # of the start: what a running process has imported does not change any more
-def environment() -> dict[str, Any]:
+def environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Machine, versions, the library's commit, today."""
-    packages = {}
-    for name in PACKAGES:
+    versions = {}
+    for name in packages:
         try:
-            packages[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            packages[name] = "none"
+            versions[name] = "none"
     return {
         "machine": f"{os.cpu_count()} cores, {_processor()}",
         "python": platform.python_version(),
-        **packages,
+        **versions,
         "mdcp_fast": _commit(),
         "date": date.today().isoformat(),
     }

@@ -1,0 +1,37 @@
+"""Figures of results: the same records give the same file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def panels_of(rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure and its panels, [rows, columns]."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as pyplot
+
+    # Text stays text, and the same records give the same file.
+    pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "quality", "font.size": 9})
+    return pyplot.subplots(
+        rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, layout="constrained"
+    )
+
+
+def save(figure: Any, panels: Any, path: Path) -> None:
+    """Writes the figure, with one legend for all panels."""
+    import matplotlib.pyplot as pyplot
+
+    for panel in panels.flat:
+        panel.grid(alpha=0.3)
+    entries: dict[str, Any] = {}
+    for panel in panels.flat:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=4, fontsize=8
+    )
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
