@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mdcp_fast.evolution import differential_evolution
 from mdcp_fast.ops.population import CostModel, LossTable, PopulationFitness
