@@ -22,6 +22,7 @@ from mdcp_fast.ops.crowding import crowding_distance
 
 pytestmark = pytest.mark.usefixtures("threads")
 POINTS, DIMENSIONS = 10_000, 3
+TIED = 1e-5  # share of points with an equal coordinate, of which peers may choose another
 Compare = Callable[..., dict[str, Any]]
 Peers = dict[str, Callable[[], Callable[[], Any]]]
 
@@ -84,11 +85,13 @@ def measure(
     compare: Compare, points: Tensor, offsets: Tensor, peers: Peers, **options: Any
 ) -> None:
     check(crowding_distance(points, offsets), points, offsets)
+    expected = reference.crowding_distance(points, offsets)
     found = compare(lambda: crowding_distance(points, offsets), peers, rounds=15, **options)
     for name, distance in found.items():
         # pymoo and DEAP divide by the number of dimensions.
         factor = points.shape[1] if name in ("pymoo", "DEAP") else 1
-        check(torch.as_tensor(distance).float() * factor, points, offsets)
+        near = torch.isclose(torch.as_tensor(distance).double() * factor, expected, rtol=1e-6)
+        assert (~near).double().mean() < TIED, name
 
 
 def peers_of(points: Tensor, offsets: Tensor) -> Peers:
