@@ -30,8 +30,9 @@ def save(figure: Any, panels: Any, path: Path) -> None:
     for panel in panels.flat:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    figure.legend(
-        list(entries.values()), list(entries), loc="outside lower center", ncols=4, fontsize=8
-    )
+    if entries:
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=4, fontsize=8
+        )
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

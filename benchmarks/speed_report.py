@@ -464,6 +464,8 @@ def readme(records: Records, cases: Cases, folder: str) -> str:
 
 # Figures.
 
+DASHES = ("--", ":", "-.")  # tell peers of one colour apart
+
 
 def figure_growth(cases: Cases, path: Path) -> None:
     """Time against size, a panel for each op and what grows; peers on the first series alone."""
@@ -483,7 +485,12 @@ def figure_growth(cases: Cases, path: Path) -> None:
                 panel.annotate(one.name, one.points[-1], fontsize=7, ha="right", va="bottom")
             elif one.name == names[0]:
                 style = styles.setdefault(
-                    one.who, {"color": f"C{len(styles) % 10}", "linestyle": "--", "linewidth": 1}
+                    one.who,
+                    {
+                        "color": f"C{len(styles) % 10}",
+                        "linestyle": DASHES[len(styles) // 10 % len(DASHES)],
+                        "linewidth": 1,
+                    },
                 )
                 panel.plot(*zip(*one.points, strict=True), label=one.who, **style)
         panel.set(title=f"{suite}: ours in red", xlabel=of, ylabel="seconds", xscale="log",
