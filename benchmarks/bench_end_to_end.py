@@ -65,8 +65,8 @@ def test_network(compare: Callable[..., dict[str, Any]], benchmark: Any, name: s
         "ours unchecked": lambda: lambda: ours(model, check=False),
         "torch-pruning by magnitude": lambda: torch_pruning(model),
     }
-    found = compare(lambda: ours(model), peers, rounds=5)
+    found = compare(lambda: ours(model), peers, rounds=3)
     benchmark.extra_info["share of MACs left"] = {
         key: share_of_macs(one, model) for key, one in {"ours": small, **found}.items()
     }
-    benchmark.extra_info["parts"] = where_the_time_goes(model, rounds=3)
+    benchmark.extra_info["parts"] = where_the_time_goes(model, rounds=2)

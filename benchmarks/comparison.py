@@ -64,6 +64,7 @@ def interleaved(
     times: dict[str, list[float]] = {}
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
+    now = clock(torch.get_num_threads())
 
     def leave_out(name: str, error: Exception) -> None:
         first = (str(error).strip().splitlines() or [""])[0]
@@ -72,7 +73,10 @@ def interleaved(
         times.pop(name, None)
         print(f"\nleft out: {name}: {missing[name]}")
 
+    warming = True  # before each round as long as ours is short; before the first in any case
+
     def turn() -> None:
+        nonlocal warming
         for name, run in list(runs.items()):
             if len(times[name]) >= TURNS and sum(times[name]) > PATIENCE:
                 continue
@@ -81,7 +85,10 @@ def interleaved(
                 times[name].append(seconds)
             except Exception as error:  # whatever a peer raises, the others are measured
                 leave_out(name, error)
-        ours()
+        if warming:
+            start = now()
+            ours()
+            warming = now() - start < SHORT
 
     for name, make in (peers or {}).items():
         try:
