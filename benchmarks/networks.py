@@ -1,10 +1,12 @@
-"""The trained networks of the quality benchmark: made once, kept in a cache folder.
+"""The trained networks of the quality benchmark: made once, so that all machines measure the same.
 
-python benchmarks/networks.py resnet20 vgg --cache FOLDER
+python benchmarks/networks.py resnet20 vgg --cache benchmarks/weights
 
-Training is plain: crops and flips, SGD with one learning-rate cycle, bfloat16 where the machine has
-it. Fashion-MNIST comes from Debian's package dataset-fashion-mnist, from a copy that torchvision
-left below ./data, or by torchvision's own download into the cache folder.
+made those in the folder; others are trained on first use and kept in a cache folder.
+
+Training is plain: crops and flips, SGD with one learning-rate cycle, float32. Fashion-MNIST comes
+from Debian's package dataset-fashion-mnist, from a copy that torchvision left below ./data, or by
+torchvision's own download into the cache folder.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mdcp_fast.data import Data, load_data
 from mdcp_fast.models import load_weights, make_model
 
+WEIGHTS = Path(__file__).parent / "weights"
 BATCH = 128
 WEIGHT_DECAY = 5e-4
 PAD = 2  # pixels that a crop may be shifted by
@@ -75,7 +79,7 @@ class Network:
 
 
 NETWORKS = {
-    "resnet20": Network("fashion-mnist", 8, 0.2, True, "ResNet-20, Fashion-MNIST"),
+    "resnet20": Network("fashion-mnist", 6, 0.2, True, "ResNet-20, Fashion-MNIST"),
     "vgg": Network("fashion-mnist", 5, 0.1, True, "VGG with BatchNorm, Fashion-MNIST"),
     "digits-resnet": Network("digits", 15, 0.1, False, "small ResNet, 8x8 digits"),
 }
@@ -124,7 +128,7 @@ def build(name: str) -> nn.Module:
 
 
 def trained(name: str, cache: Path, epochs: int | None = None) -> nn.Module:
-    """The trained network, in evaluation mode: from the cache, or trained now and put there.
+    """The trained network, in evaluation mode: as committed, from the cache, or trained now.
 
     Args:
         name: One of `NETWORKS`.
@@ -133,16 +137,17 @@ def trained(name: str, cache: Path, epochs: int | None = None) -> nn.Module:
     """
     settings = NETWORKS[name]
     epochs = settings.epochs if epochs is None else epochs
-    path = cache / f"{name}-{epochs}.pt"
+    file = f"{name}-{epochs}.safetensors"
     model = build(name)
-    if path.is_file():
-        load_weights(model, path)
-        return model.eval()
+    for folder in (WEIGHTS, cache):
+        if (folder / file).is_file():
+            load_weights(model, folder / file)
+            return model.eval()
     train(model, data_of(name, cache), epochs, settings.lr, settings.flips)
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    torch.save(model.state_dict(), temporary)
-    temporary.replace(path)
+    temporary = cache / f"{file}.part"
+    save_file({key: one.contiguous() for key, one in model.state_dict().items()}, temporary)
+    temporary.replace(cache / file)
     return model.eval()
 
 
@@ -154,8 +159,7 @@ def training_step(
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
     """One step of an optimizer and of its learning rate; the loss before it."""
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = F.cross_entropy(model(inputs).float(), labels)
+    loss = F.cross_entropy(model(inputs), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -220,12 +224,11 @@ def tensors(part: torch.utils.data.Dataset[tuple[Tensor, Tensor]]) -> tuple[Tens
 
 @torch.no_grad()
 def accuracy(model: nn.Module, part: tuple[Tensor, Tensor], batch: int = 500) -> float:
-    """Share of the images that are classified right; bfloat16 inside, as in training."""
+    """Share of the images that are classified right."""
     images, labels = part
     right = 0
     for inputs, wanted in zip(images.split(batch), labels.split(batch), strict=True):
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(inputs.contiguous(memory_format=torch.channels_last))
+        logits = model(inputs.contiguous(memory_format=torch.channels_last))
         right += int((logits.argmax(1) == wanted).sum())
     return right / len(images)
 

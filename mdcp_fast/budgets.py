@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.graph import Axis, ChannelGraph
+from mdcp_fast.ops.population import CostModel
 
 COSTS = ("macs", "params")  # in the order of the cost model
 SHARES = 256  # uniform widths that are tried
+HALVINGS = 40  # of the interval in which a common factor of all widths lies
 
 
 class Grid:
@@ -50,13 +52,54 @@ def indices(widths: Tensor, choices: Sequence[Tensor]) -> Tensor:
 def uniform_widths(graph: ChannelGraph, limits: Tensor, choices: Sequence[Tensor]) -> Tensor:
     """The largest widths, all at one share of the dense ones, within the limits: [runs, axes]."""
     shares = torch.linspace(0, 1, SHARES + 1, dtype=torch.float64)
-    columns = []
-    for axis, one in zip(graph.axes, choices, strict=True):
-        wanted = (shares * axis.channels).floor().long()
-        columns.append(one[(torch.searchsorted(one, wanted, right=True) - 1).clamp_min(0)])
-    widths = torch.stack(columns, 1)  # [shares, axes]
+    wanted = shares.unsqueeze(1) * graph.widths
+    widths = Grid(choices).widths(_below(wanted, choices))  # [shares, axes]
     fits = (graph.cost.evaluate(widths) <= limits.unsqueeze(1)).all(2)  # [runs, shares]
     return widths[fits.long().sum(1) - 1]  # costs never fall as widths grow
+
+
+def scaled_widths(
+    shape: Tensor, cost: CostModel, limits: Tensor, choices: Sequence[Tensor]
+) -> Tensor:
+    """The largest allowed widths in given proportions that meet the limits.
+
+    Args:
+        shape: float64 [runs, candidates, axes], positive.
+        cost: Costs in the axes' widths.
+        limits: int64 [runs, costs], which the smallest choices must meet.
+        choices: For each axis the widths that may be chosen, int64, increasing.
+
+    Returns:
+        int64, as `shape`. Costs that are left go to the axes that rounding down took most from.
+    """
+    grid, limit = Grid(choices), limits.unsqueeze(1)
+
+    def meets(candidates: Tensor) -> Tensor:
+        return (cost.evaluate(grid.widths(candidates)) <= limit).all(-1)  # [runs, candidates]
+
+    highest = grid.widths(grid.high)
+    low = torch.zeros(shape.shape[:2], dtype=torch.float64)
+    high = (highest / shape).amax(2)  # where every axis is whole
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        fits = meets(_below(shape * middle.unsqueeze(2), choices))
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    wanted = shape * low.unsqueeze(2)
+    found = _below(wanted, choices)
+    for axis in (wanted / grid.widths(found)).argsort(2, descending=True).unbind(2):
+        one_more = torch.nn.functional.one_hot(axis, len(choices))
+        wider = torch.minimum(found + one_more, grid.high)
+        found = torch.where(meets(wider).unsqueeze(2), wider, found)
+    return grid.widths(found)
+
+
+def _below(wanted: Tensor, choices: Sequence[Tensor]) -> Tensor:
+    """Indices of the largest choices up to what is wanted, or of the smallest: [..., axes]."""
+    columns = [
+        torch.searchsorted(one, column.floor().long().contiguous(), right=True) - 1
+        for one, column in zip(choices, wanted.unbind(-1), strict=True)
+    ]
+    return torch.stack(columns, -1).clamp_min(0)
 
 
 def parsed_budgets(macs: Any, params: Any) -> tuple[list[dict[str, float]], bool]:

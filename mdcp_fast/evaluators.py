@@ -1,7 +1,8 @@
-"""Scores pruning candidates on the real network, a population in a few forward passes."""
+"""Scores pruning candidates by what the network answers, a population in a few forward passes."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -53,19 +54,13 @@ class KeptChannels:
         ]
 
 
-class NetworkEvaluator:
-    """Fitness of candidates by what the network says on calibration batches.
+class AnswerEvaluator(ABC):
+    """Fitness of candidates by what a network says on calibration batches.
 
     A candidate within its run's budgets scores the mean over the samples of the divergence
-    KL(dense || candidate) of its class probabilities, or of the cross entropy with the labels. Its
-    BatchNorms use the statistics of the batch (so a batch should hold 16 samples or more), the
-    dense network its own, as in evaluation mode. Any other candidate is not run, and scores
-    `CEILING` plus its excesses as fractions of the budgets: feasible beats infeasible, and less
-    excess beats more, as in `evaluate_population`.
-
-    Candidates are folded into the batch, as many at a time as `memory` allows. Axes that a
-    normalisation over channels mixes (trace's `allow_inexact`) are scored with zeros in it, which
-    is not what removing gives; all others exactly.
+    KL(dense || candidate) of its class probabilities, or of the cross entropy with the labels. Any
+    other candidate is not run, and scores `CEILING` plus its excesses as fractions of the budgets:
+    feasible beats infeasible, and less excess beats more, as in `evaluate_population`.
 
     Args:
         graph: The traced network; not changed.
@@ -74,8 +69,6 @@ class NetworkEvaluator:
         batches: The model's arguments.
         labels: For each batch its labels, as `torch.nn.functional.cross_entropy` takes them; None
             to score by divergence.
-        memory: Bytes that the activations of one pass may take, scratch space inside
-            convolutions not counted.
 
     Attributes:
         together: How many candidates run at a time.
@@ -85,9 +78,10 @@ class NetworkEvaluator:
     Raises:
         TypeError: The network's output holds no tensor.
         ValueError: Its first tensor is not [batch, classes, ...] with two classes or more, or not
-            finite; labels do not fit it; `memory` is too small for one candidate; candidates cannot
-            share a batch of this network.
+            finite; labels do not fit it.
     """
+
+    together = 1
 
     def __init__(
         self,
@@ -97,7 +91,6 @@ class NetworkEvaluator:
         batches: Sequence[Inputs],
         *,
         labels: Sequence[Tensor] | None = None,
-        memory: int = MEMORY,
     ) -> None:
         self._graph, self._kept, self._limits = graph, kept, limits
         self._batches, self._labels = list(batches), labels
@@ -105,25 +98,23 @@ class NetworkEvaluator:
         widths = graph.widths
         offsets = torch.cat([widths.new_zeros(1), widths.cumsum(0)])
         self._no_loss = LossTable(torch.zeros(int(offsets[-1]), dtype=torch.float64), offsets)
-        self.forwards = self.samples = 0
+        self.forwards = 0
         with torch.no_grad(), evaluating(graph.model), buffers_kept(graph.model):
-            self._dense = [_logits(call(graph.model, batch)).clone() for batch in self._batches]
-            self.samples = sum(len(dense) for dense in self._dense)
-            for batch, dense in zip(self._batches, self._dense, strict=True):
-                first = tensors_in(batch)[0]
-                if len(dense) != len(first):
-                    raise ValueError(
-                        f"search: evaluator: expected logits for each of the {len(first)} samples "
-                        f"of a batch, got shape {list(dense.shape)}"
-                    )
-                if not bool(dense.isfinite().all()):
-                    raise ValueError(
-                        "search: calibration: expected inputs for which the dense network's output "
-                        "is finite, got NaN or infinities"
-                    )
-            self._check_labels()
-            self._at_inputs = needs_masks_at_inputs(graph, self._batches[0])
-            self.together = self._candidates_in(memory)
+            self._dense = [answers(call(graph.model, batch)).clone() for batch in self._batches]
+        self.samples = sum(len(dense) for dense in self._dense)
+        for batch, dense in zip(self._batches, self._dense, strict=True):
+            first = tensors_in(batch)[0]
+            if len(dense) != len(first):
+                raise ValueError(
+                    f"search: evaluator: expected logits for each of the {len(first)} samples "
+                    f"of a batch, got shape {list(dense.shape)}"
+                )
+            if not bool(dense.isfinite().all()):
+                raise ValueError(
+                    "search: calibration: expected inputs for which the dense network's output "
+                    "is finite, got NaN or infinities"
+                )
+        self._check_labels()
 
     def __call__(self, widths: Tensor) -> Tensor:
         """Scores candidates, lower is better.
@@ -139,8 +130,9 @@ class NetworkEvaluator:
         fresh = [one for one in dict.fromkeys(map(tuple, feasible)) if one not in self._scores]
         for at in range(0, len(fresh), self.together):
             group = fresh[at : at + self.together]
-            scores = self._run(torch.tensor(group))
-            self._scores.update(zip(group, scores.clamp_max(CEILING).tolist(), strict=True))
+            scores = self._run(torch.tensor(group)) / self.samples
+            scores = scores.nan_to_num(CEILING, CEILING, CEILING).clamp_max(CEILING)
+            self._scores.update(zip(group, scores.tolist(), strict=True))
             self.forwards += len(group)
         fitness = CEILING + excess
         fitness[excess == 0] = torch.tensor(
@@ -148,27 +140,18 @@ class NetworkEvaluator:
         )
         return fitness
 
-    @torch.no_grad()
+    @abstractmethod
     def _run(self, widths: Tensor) -> Tensor:
-        """Mean loss of every candidate, float64 [candidates], `CEILING` where it is not finite."""
-        kept = self._kept(widths)
-        total = torch.zeros(len(widths), dtype=torch.float64)
-        model = self._graph.model
-        with evaluating(model), buffers_kept(model):
-            for index, batch in enumerate(self._batches):
-                total += self._losses(index, batch, kept)
-        return (total / self.samples).nan_to_num(CEILING, CEILING, CEILING)
+        """Sum over all samples of every candidate's loss, float64 [candidates].
 
-    def _losses(self, index: int, batch: Inputs, kept: Sequence[Tensor]) -> Tensor:
-        """Sum over a batch's samples of every candidate's loss, float64 [candidates]."""
-        output = run_folded(self._graph, self._graph.model, batch, kept, self._at_inputs)
+        Args:
+            widths: int64 [candidates, axes], at most `together` of them.
+        """
+
+    def _loss(self, index: int, logits: Tensor) -> Tensor:
+        """Sum over a batch's samples of the loss of a candidate's logits, float64 []."""
         labels = None if self._labels is None else self._labels[index]
-        return torch.stack(
-            [
-                _loss(logits, self._dense[index], labels)
-                for logits in _logits(output).chunk(len(kept[0]))
-            ]
-        ).cpu()
+        return _loss(logits, self._dense[index], labels)
 
     def _check_labels(self) -> None:
         for dense, labels in zip(self._dense, self._labels or [], strict=False):
@@ -180,6 +163,54 @@ class NetworkEvaluator:
                     f"{list(dense.shape)}, as cross entropy takes them, got {labels.dtype} of "
                     f"shape {list(labels.shape)}: {error}"
                 ) from error
+
+
+class NetworkEvaluator(AnswerEvaluator):
+    """Scores candidates on the dense network with the channels that go masked: see its base class.
+
+    BatchNorm uses the statistics of the candidate's batch (so a batch should hold 16 samples or
+    more), in the dense network its own, as in evaluation mode. Candidates are folded into the
+    batch, as many at a time as `memory` allows. Axes that a normalisation over channels mixes
+    (trace's `allow_inexact`) are scored with zeros in it, which is not what removing gives; all
+    others exactly.
+
+    Args:
+        memory: Bytes that the activations of one pass may take, scratch space inside
+            convolutions not counted.
+
+    Raises:
+        ValueError: `memory` is too small for one candidate; candidates cannot share a batch of this
+            network.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        kept: KeptChannels,
+        limits: Tensor,
+        batches: Sequence[Inputs],
+        *,
+        labels: Sequence[Tensor] | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        super().__init__(graph, kept, limits, batches, labels=labels)
+        with torch.no_grad(), evaluating(graph.model), buffers_kept(graph.model):
+            self._at_inputs = needs_masks_at_inputs(graph, self._batches[0])
+            self.together = self._candidates_in(memory)
+
+    @torch.no_grad()
+    def _run(self, widths: Tensor) -> Tensor:
+        kept = self._kept(widths)
+        model = self._graph.model
+        with evaluating(model), buffers_kept(model):
+            losses = [self._losses(i, batch, kept) for i, batch in enumerate(self._batches)]
+        return torch.stack(losses).sum(0)
+
+    def _losses(self, index: int, batch: Inputs, kept: Sequence[Tensor]) -> Tensor:
+        """Sum over a batch's samples of every candidate's loss, float64 [candidates]."""
+        output = run_folded(self._graph, self._graph.model, batch, kept, self._at_inputs)
+        logits = answers(output).chunk(len(kept[0]))
+        return torch.stack([self._loss(index, one) for one in logits]).cpu()
 
     def _candidates_in(self, memory: int) -> int:
         """How many candidates fit: memory grows by what the second one takes."""
@@ -199,7 +230,7 @@ class NetworkEvaluator:
         return 1 + (memory - one) // max(two - one, 1)
 
 
-def _logits(output: object) -> Tensor:
+def answers(output: object) -> Tensor:
     """The first tensor of a network's output, found to be logits: [batch, classes, ...]."""
     found = tensors_in(output)
     if not found:

@@ -32,6 +32,7 @@ class Method:
         clusters: "width": as many as channels stay, over `channels_per_cluster`; or "searched".
         seeding: Of k-means: "ward" or "k-means++".
         evolution: "l-shade" or "plain".
+        evaluator: "table", "network" or "fitted".
         channels_per_cluster: Channels kept in a cluster on average.
     """
 
@@ -41,6 +42,7 @@ class Method:
     clusters: str = "width"
     seeding: str = "ward"
     evolution: str = "l-shade"
+    evaluator: str = "table"
     channels_per_cluster: float = 1.0
 
 
@@ -51,9 +53,11 @@ VALUES = {
     "clusters": ("width", "searched"),
     "seeding": ("ward", "k-means++"),
     "evolution": ("l-shade", "plain"),
+    "evaluator": ("table", "network", "fitted"),
 }
 PAPER = Method("moments", "crowding", "uniform", "searched", "k-means++")
-BEST = Method("responses", "greedy")
+BEST = Method("responses", "greedy", evaluator="fitted")
+DEFAULT = replace(BEST, evaluator="table")
 BEST_WITHOUT_DATA = Method("weights", "greedy")
 QUICK = Method("moments", "crowding")  # a second for ResNet-50, where the one above takes twenty
 PRESETS = ("best", "paper")
@@ -63,7 +67,7 @@ def method(preset: str | None, data: bool, **options: Any) -> Method:
     """The preset's method with the options that are not None in place of its own.
 
     Args:
-        preset: "best", "paper", or None: the best with data, the quick one without.
+        preset: "best", "paper", or None: the best but for trials with data, the quick one without.
         data: Whether there are calibration batches to choose by.
         options: Fields of `Method`; a descriptor may also be `Descriptors`.
 
@@ -75,7 +79,7 @@ def method(preset: str | None, data: bool, **options: Any) -> Method:
     if preset == "paper":
         base = PAPER
     elif data:
-        base = BEST
+        base = DEFAULT if preset is None else BEST
     else:
         base = QUICK if preset is None else BEST_WITHOUT_DATA
     given = {name: value for name, value in options.items() if value is not None}
@@ -92,6 +96,13 @@ def method(preset: str | None, data: bool, **options: Any) -> Method:
     if "selection" not in given and given.get("descriptor") in ("moments", OWN):
         given["selection"] = "crowding"
     chosen = replace(base, **given)
+    if chosen.widths == "uniform" and chosen.evaluator != "table":
+        if "evaluator" in given:
+            raise ValueError(
+                "search: widths: expected 'searched' with evaluator="
+                f"{chosen.evaluator!r}, got 'uniform'"
+            )
+        chosen = replace(chosen, evaluator="table")  # there is nothing to try
     if chosen.selection == "greedy" and chosen.descriptor in ("moments", OWN):
         raise ValueError(
             "search: selection: expected crowding, medoid or random with these descriptors, since "
@@ -103,6 +114,11 @@ def method(preset: str | None, data: bool, **options: Any) -> Method:
         raise ValueError(
             "search: widths: expected 'uniform' where the numbers of clusters are searched, got "
             "'searched'"
+        )
+    if chosen.evaluator != "table" and not data:
+        raise ValueError(
+            f"search: calibration: expected batches, since evaluator={chosen.evaluator!r} runs the "
+            "network on them, got None"
         )
     if chosen.descriptor == "responses" and not data:
         raise ValueError(

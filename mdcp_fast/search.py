@@ -18,16 +18,16 @@ from mdcp_fast.budgets import (
 )
 from mdcp_fast.calibration import calibration_batches, labelled_batches
 from mdcp_fast.descriptors import Descriptors
-from mdcp_fast.evaluators import MEMORY, KeptChannels, NetworkEvaluator
+from mdcp_fast.evaluators import MEMORY, AnswerEvaluator, KeptChannels, NetworkEvaluator
 from mdcp_fast.evolution import (
     SMALLEST,
-    Evaluate,
     Evolution,
     LShade,
     PlainDE,
     descend,
     differential_evolution,
 )
+from mdcp_fast.fitted import FittedEvaluator, evolve_widths
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.ops.population import PopulationFitness
 from mdcp_fast.plan import PruningPlan
@@ -36,7 +36,7 @@ from mdcp_fast.relaxation import relaxed_widths
 from mdcp_fast.selection import Selection, cluster_numbers, select
 
 # Candidates of the first generation, and generations, where the caller does not say.
-EVALUATORS = {"table": (64, 100), "network": (16, 10)}
+EVALUATORS = {"table": (64, 100), "network": (16, 10), "fitted": (5, 8)}
 ALGORITHMS = {"l-shade": LShade, "plain": PlainDE}
 
 
@@ -59,7 +59,7 @@ def search(
     population: int | None = ...,
     generations: int | None = ...,
     seed: int = ...,
-    evaluator: str = ...,
+    evaluator: str | None = ...,
     calibration: Iterable[Any] | None = ...,
     labels: bool = ...,
     memory: int = ...,
@@ -83,7 +83,7 @@ def search(
     population: int | None = ...,
     generations: int | None = ...,
     seed: int = ...,
-    evaluator: str = ...,
+    evaluator: str | None = ...,
     calibration: Iterable[Any] | None = ...,
     labels: bool = ...,
     memory: int = ...,
@@ -106,7 +106,7 @@ def search(
     population: int | None = None,
     generations: int | None = None,
     seed: int = 0,
-    evaluator: str = "table",
+    evaluator: str | None = None,
     calibration: Iterable[Any] | None = None,
     labels: bool = False,
     memory: int = MEMORY,
@@ -123,9 +123,10 @@ def search(
     lets those layers take over the rest.
 
     preset="best" drops, one after the other, the channels that the others replace best (greedy), by
-    their responses; without calibration by their weights, some twenty seconds for ResNet-50. It is
-    the default where there is calibration. Without, the default is quick, a second for ResNet-50:
-    clusters of the paper's three numbers, the largest crowding distance, widths that are searched.
+    their responses, and tries widths for real; without calibration by their weights, some twenty
+    seconds for ResNet-50. Where there is calibration the default is the same without trials.
+    Without, the default is quick, a second for ResNet-50: clusters of the paper's three numbers,
+    the largest crowding distance, widths that are searched.
 
     preset="paper" is the method of Sun et al., "A Clustering Pruning Method Based on
     Multidimensional Channel Information", Neural Processing Letters 2024, of which not all is
@@ -145,7 +146,14 @@ def search(
        many of each is not said: one, and the rest by largest remainder of the cluster's size, ties
        by norm, then index (ours).
 
-    With `evaluator="network"` candidates are scored on the real network instead, on calibration
+    With `evaluator="fitted"`, which preset="best" sets, the widths from the table are the start of
+    an evolution strategy that prunes and fits the network for every candidate, as `prune` does, and
+    compares its answers on the calibration batches with the dense network's: `population *
+    generations` times, 40 by default, each about twice the work of the dense network on all
+    calibration batches. It starts with widths between those and uniform ones, so that its plan
+    scores no worse than either. The smaller the budget, the more it gains.
+
+    With `evaluator="network"` candidates are scored on the dense network with masks, on calibration
     batches: their channels are masked, BatchNorm normalises by each candidate's own batch
     statistics, and many candidates share one forward pass. It starts from the table's plan, the
     relaxation's and uniform widths, so that its plan scores no worse than theirs. It runs at most
@@ -180,43 +188,43 @@ def search(
             are left whole and named in the plan.
         min_keep: The least that stays of every axis: a number of channels (int), or a fraction of
             them (float below 1).
-        population: Candidates of the evolution's first generation; by default 64, and 16 with
-            `evaluator="network"`.
-        generations: It scores `population * generations` candidates; by default 100, and 10 with
-            `evaluator="network"`, where the descent that follows scores at most as many again.
+        population: Candidates of the evolution's first generation; by default 64, 16 with
+            `evaluator="network"`, 5 with `evaluator="fitted"`.
+        generations: It scores `population * generations` candidates; by default 100, 8 with
+            `evaluator="fitted"`, and 10 with `evaluator="network"`, where the descent that follows
+            scores at most as many again.
         seed: Of everything random. The same seed gives the same plan; without calibration at any
             number of threads.
-        evaluator: "table" or "network".
+        evaluator: What widths are chosen by: "table", "fitted" or "network".
         calibration: Batches of inputs (tensors, tuples of the model's arguments, dicts of named
             ones, or (input, label) pairs; a DataLoader, a list or an iterator). An iterator is used
             up: `prune` then needs another one. With `evaluator="network"` of 16 samples or more
             each, since they stand in for the statistics that BatchNorm is to have.
-        labels: For `evaluator="network"`: score by the cross entropy with the labels of the
-            batches, which are then pairs; by default by the divergence KL(dense || candidate) of
-            the class probabilities, which needs none.
+        labels: For `evaluator="network"` and "fitted": score by the cross entropy with the labels
+            of the batches, which are then pairs; by default by the divergence KL(dense ||
+            candidate) of the class probabilities, which needs none.
         memory: For `evaluator="network"`: bytes that the activations of a forward pass may take, by
             default 1 GiB; candidates run in groups that fit. Scratch space inside convolutions
             comes on top.
 
     Returns:
         A plan, or a list of plans where a budget is a list. Its MACs and parameters are exact. Its
-        history holds losses of the table, or on the network with `evaluator="network"`.
+        history holds losses of the table, or of the networks that were tried.
 
     Raises:
         TypeError: A budget is not a number, or calibration batches are no inputs.
         ValueError: No budget, one outside (0, 1], one that cannot be met (the message says the
             smallest that can), nothing to prune, an unknown name, options that do not go together
             or out of range, calibration batches that do not fit the network or are not finite. With
-            `evaluator="network"` also: no calibration, labels that do not fit, outputs that are no
-            logits, a network whose samples depend on one another, `memory` too small for one
-            candidate.
+            `evaluator="network"` or "fitted" also: no calibration, labels that do not fit, outputs
+            that are no logits; with "network" a network whose samples depend on one another,
+            `memory` too small for one candidate.
     """
     if not isinstance(graph, ChannelGraph):
         raise TypeError(
             f"search: graph: expected what mdcp_fast.trace returns, got {type(graph).__name__}"
         )
     budgets, several = parsed_budgets(macs, params)
-    _check_evaluator(evaluator, calibration, labels, memory)
     how = method(
         preset,
         calibration is not None,
@@ -226,15 +234,17 @@ def search(
         clusters=clusters,
         seeding=seeding,
         evolution=evolution,
+        evaluator=evaluator,
         channels_per_cluster=channels_per_cluster,
     )
+    _check_options(how.evaluator, labels, memory)
     if not graph.axes:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in graph.fixed[:5])
         raise ValueError(
             f"search: graph: expected at least one prunable axis, got none: {reasons or 'no layer'}"
         )
-    on_table = evaluator == "table"
-    default = EVALUATORS[evaluator]
+    on_table = how.evaluator == "table"
+    default = EVALUATORS[how.evaluator]
     population = default[0] if population is None else population
     generations = default[1] if generations is None else generations
     least = {"population": SMALLEST, "generations": 1, "seed": 0}
@@ -243,8 +253,6 @@ def search(
             raise TypeError(f"search: {name}: expected an int, got {type(value).__name__}")
         if value < low:
             raise ValueError(f"search: {name}: expected at least {low}, got {value}")
-    if how.widths == "uniform" and not on_table:
-        raise ValueError("search: widths: expected 'searched' with evaluator='network'")
     choices, notes = allowed_widths(graph.axes, round_to, min_keep)
     limits = limits_of(graph, budgets, choices, notes)
 
@@ -256,7 +264,8 @@ def search(
             batches = calibration_batches(graph, calibration)
     own = descriptor if isinstance(descriptor, Descriptors) else None
     channels = Channels(graph, how, batches, own, seed)
-    size = (population, generations) if on_table else EVALUATORS["table"]
+    size = (population, generations)
+    table_size = size if on_table else EVALUATORS["table"]
     uniform = uniform_widths(graph, limits, choices)
     history: Sequence[Tensor] = [torch.zeros(0)] * len(budgets)
     extra: dict[str, Any] = {}
@@ -265,34 +274,38 @@ def search(
     else:
         grid = Grid(choices)
         losses = channels.losses(choices)
-        relaxed = indices(relaxed_widths(losses, graph.cost, limits, choices), choices)
+        relaxed = relaxed_widths(losses, graph.cost, limits, choices)
         fitness = PopulationFitness(losses, graph.cost, limits)
         found = differential_evolution(
             lambda candidates: fitness(grid.widths(candidates)),
             torch.zeros_like(grid.high),
             grid.high,
-            population=size[0],
-            generations=size[1],
+            population=table_size[0],
+            generations=table_size[1],
             seeds=[seed] * len(budgets),
-            initial=None if how.evolution == "plain" else relaxed,
+            initial=None if how.evolution == "plain" else indices(relaxed, choices),
             descent=how.evolution != "plain",
             algorithm=ALGORITHMS[how.evolution],
         )
+        found = found._replace(best=grid.widths(found.best))
         if not on_table:
             assert batches is not None
             kept = KeptChannels(graph.widths, channels.choose)
-            starts = [found.best.unsqueeze(1), indices(uniform, choices).unsqueeze(1), relaxed]
-            network = NetworkEvaluator(graph, kept, limits, batches, labels=targets, memory=memory)
-            found = _on_network(
-                lambda candidates: network(grid.widths(candidates)),
-                grid.high,
-                torch.cat(starts, 1),
-                population,
-                generations,
-                seed,
-            )
-            extra = {"evaluator": evaluator, "labels": labels, "samples": network.samples}
-        found_widths, history = grid.widths(found.best), list(found.history)
+            if how.evaluator == "fitted":
+                judge: AnswerEvaluator = FittedEvaluator(
+                    graph, kept, limits, batches, labels=targets
+                )
+                found = evolve_widths(
+                    judge, found.best, uniform, graph.cost, limits, choices, size, seed
+                )
+            else:
+                judge = NetworkEvaluator(
+                    graph, kept, limits, batches, labels=targets, memory=memory
+                )
+                starts = torch.cat([found.best.unsqueeze(1), uniform.unsqueeze(1), relaxed], 1)
+                found = _on_network(judge, starts, choices, size, seed)
+            extra = {"labels": labels, "samples": judge.samples}
+        found_widths, history = found.best, list(found.history)
 
     options = {
         **({} if preset is None else {"preset": preset}),
@@ -362,44 +375,47 @@ def _with_clusters(
     return chosen, found.history[0]
 
 
-def _check_evaluator(
-    evaluator: str, calibration: Iterable[Any] | None, labels: bool, memory: int
-) -> None:
-    if evaluator not in EVALUATORS:
-        known = ", ".join(EVALUATORS)
-        raise ValueError(f"search: evaluator: expected one of {known}, got {evaluator!r}")
-    if evaluator == "network" and calibration is None:
-        raise ValueError(
-            "search: calibration: expected batches, since evaluator='network' runs the network on "
-            "them, got None"
-        )
+def _check_options(evaluator: str, labels: bool, memory: int) -> None:
     if evaluator == "table" and labels:
         raise ValueError(
             "search: labels: expected False with evaluator='table', which needs none; pass "
-            "evaluator='network' to use them"
+            "evaluator='network' or 'fitted' to use them"
         )
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise ValueError(f"search: memory: expected a number of bytes (int), got {memory!r}")
 
 
 def _on_network(
-    evaluate: Evaluate,
-    high: Tensor,
-    initial: Tensor,
-    population: int,
-    generations: int,
+    judge: NetworkEvaluator,
+    starts: Tensor,
+    choices: Sequence[Tensor],
+    size: tuple[int, int],
     seed: int,
 ) -> Evolution:
-    """Differential evolution and descent, with few candidates of which each is dear."""
-    low, seeds = torch.zeros_like(high), [seed] * len(initial)
+    """Differential evolution and descent, with few candidates of which each is dear.
+
+    Args:
+        starts: Widths, int64 [runs, candidates, axes].
+        size: Population and generations.
+
+    Returns:
+        The best widths, not indices.
+    """
+    grid = Grid(choices)
+    low, seeds = torch.zeros_like(grid.high), [seed] * len(starts)
+
+    def evaluate(candidates: Tensor) -> Tensor:
+        return judge(grid.widths(candidates))
+
+    population, generations = size
     found = differential_evolution(
         evaluate,
         low,
-        high,
+        grid.high,
         population=population,
         generations=generations,
         seeds=seeds,
-        initial=initial,
+        initial=indices(starts, choices),
         descent=False,
     )
     best, fitness, more = descend(
@@ -407,10 +423,10 @@ def _on_network(
         found.best,
         found.fitness,
         low,
-        high,
+        grid.high,
         seeds=seeds,
         moves=population,
         evaluations=population * generations,
     )
     history = torch.cat([found.history, fitness.unsqueeze(1)], 1)
-    return Evolution(best, fitness, history, found.evaluations + more)
+    return Evolution(grid.widths(best), fitness, history, found.evaluations + more)

@@ -212,6 +212,7 @@ def test_the_table_is_the_default_and_its_plans_stay_the_same(graph: ChannelGrap
         "clusters": "width",
         "seeding": "ward",
         "evolution": "l-shade",
+        "evaluator": "table",
         "channels_per_cluster": 1.0,
         "round_to": 1,
         "min_keep": 0.1,
@@ -246,7 +247,11 @@ def test_the_network_is_untouched_also_where_its_forward_raises() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"evaluator": "oracle"}, ValueError, "evaluator: expected one of table, network, got 'or"),
+        (
+            {"evaluator": "oracle"},
+            ValueError,
+            "evaluator: expected one of table, network, fitted, got 'or",
+        ),
         ({"calibration": None}, ValueError, "calibration: expected batches, .* got None"),
         ({"calibration": []}, ValueError, "calibration: expected at least one batch"),
         ({"calibration": 3}, TypeError, "calibration: expected an iterable of batches, got int"),

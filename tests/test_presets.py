@@ -70,14 +70,19 @@ def test_the_paper_keeps_one_share_and_searches_the_clusters(graph: ChannelGraph
     assert search(graph, preset="paper", **QUICK) == plan
 
 
-def test_best_is_the_default_where_there_is_data_and_uses_what_it_is_given(
+def test_best_uses_what_it_is_given_and_with_data_is_the_default_but_for_trials(
     graph: ChannelGraph,
 ) -> None:
     free = search(graph, preset="best", **QUICK)
     assert (free.settings["descriptor"], free.settings["selection"]) == ("weights", "greedy")
-    best = search(graph, preset="best", calibration=BATCHES, **QUICK)
+    assert free.settings["evaluator"] == "table"
+    best = search(graph, preset="best", macs=0.5, calibration=BATCHES)
     assert (best.settings["descriptor"], best.settings["selection"]) == ("responses", "greedy")
-    assert kept(search(graph, calibration=BATCHES, **QUICK)) == kept(best)
+    assert best.settings["evaluator"] == "fitted"
+    table = search(graph, preset="best", calibration=BATCHES, evaluator="table", **QUICK)
+    assert kept(search(graph, calibration=BATCHES, **QUICK)) == kept(table)
+    uniform = search(graph, preset="best", macs=0.5, calibration=BATCHES, widths="uniform")
+    assert uniform.settings["evaluator"] == "table"  # there is nothing to try
 
 
 def test_without_data_the_default_clusters_moments(graph: ChannelGraph) -> None:

@@ -1,0 +1,102 @@
+"""Widths by trial: networks are pruned and fitted for real, few of them, near widths that are good.
+
+The table of losses adds up what every axis loses by itself. What the layers behind it make good, or
+make worse, only the small network shows, and the less of it stays, the more that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mdcp_fast.budgets import scaled_widths
+from mdcp_fast.capture import buffers_kept, call, evaluating
+from mdcp_fast.evaluators import AnswerEvaluator, answers
+from mdcp_fast.evolution import Evolution
+from mdcp_fast.ops.population import CostModel
+from mdcp_fast.refit import refit
+from mdcp_fast.removal import remove
+
+BETWEEN = 5  # trials of the start: from the given widths to uniform ones, both included
+STEP = 0.35  # standard deviation of a logarithm of a width, in the first generation
+LONGER, SHORTER = 1.3, 0.8  # what a generation with or without a better child makes of it
+CHANGED = 1 / 3  # share of the axes that a child changes before all are scaled to the budget
+
+
+class FittedEvaluator(AnswerEvaluator):
+    """Scores candidates as `prune` leaves them: channels removed, layers fitted anew."""
+
+    @torch.no_grad()
+    def _run(self, widths: Tensor) -> Tensor:
+        graph = self._graph
+        total = torch.zeros(len(widths), dtype=torch.float64)
+        for candidate, kept in enumerate(zip(*self._kept(widths), strict=True)):
+            positions = graph.positions([mask.nonzero().flatten().tolist() for mask in kept])
+            small = remove(graph.model, positions)
+            if positions:
+                refit(graph, small, positions, self._batches)
+            with evaluating(small), buffers_kept(small):
+                for index, batch in enumerate(self._batches):
+                    total[candidate] += self._loss(index, answers(call(small, batch))).cpu()
+        return total
+
+
+def evolve_widths(
+    evaluate: Callable[[Tensor], Tensor],
+    given: Tensor,
+    uniform: Tensor,
+    cost: CostModel,
+    limits: Tensor,
+    choices: Sequence[Tensor],
+    size: tuple[int, int],
+    seed: int,
+) -> Evolution:
+    """Finds better widths than the given ones in few trials: a (1 + lambda) evolution strategy.
+
+    It starts with widths between the given and uniform ones. Then every generation multiplies some
+    of the best candidate's widths by random factors and scales all of them to use up the budget;
+    how far it goes grows while that finds something better, and shrinks while it does not.
+
+    Source: I. Rechenberg, "Evolutionsstrategie", 1973, for the strategy and its step size.
+
+    Args:
+        evaluate: Scores widths, int64 [runs, candidates, axes] -> float64 [runs, candidates]; lower
+            is better.
+        given: int64 [runs, axes], within the limits.
+        uniform: int64 [runs, axes], within the limits.
+        cost: Costs in the axes' widths.
+        limits: int64 [runs, costs], the most of each cost.
+        choices: For each axis the widths that may be chosen, int64, increasing.
+        size: Candidates of a generation, and generations, of which the start is the first.
+        seed: Of the random numbers. A run gives the same answer alone and beside others.
+
+    Returns:
+        The best widths (not indices) of every run and their fitness: no worse than that of the
+        given and of the uniform widths.
+    """
+    population, generations = size
+    generators = [torch.Generator().manual_seed(seed) for _ in limits]
+    part = torch.linspace(0, 1, max(population, BETWEEN), dtype=torch.float64).view(1, -1, 1)
+    between = given.double().unsqueeze(1) ** (1 - part) * uniform.double().unsqueeze(1) ** part
+    start = scaled_widths(between, cost, limits, choices)
+    start[:, 0], start[:, -1] = given, uniform
+    fitness, where = evaluate(start).min(1)
+    runs = torch.arange(len(limits))
+    best, step = start[runs, where], torch.full((len(limits), 1, 1), STEP, dtype=torch.float64)
+    history, evaluations = [fitness], start.shape[1]
+    for _ in range(generations - 1):
+        size = (population, len(choices))
+        noise = torch.stack([torch.randn(size, generator=g).double() for g in generators])
+        picked = torch.stack([torch.rand(size, generator=g) < CHANGED for g in generators])
+        children = best.unsqueeze(1) * (step * noise * picked).exp()
+        children = scaled_widths(children, cost, limits, choices)
+        lowest, where = evaluate(children).min(1)
+        better = lowest < fitness
+        best = torch.where(better.unsqueeze(1), children[runs, where], best)
+        fitness = torch.where(better, lowest, fitness)
+        step = step * torch.where(better, LONGER, SHORTER).view(-1, 1, 1)
+        history.append(fitness)
+        evaluations += population
+    return Evolution(best, fitness, torch.stack(history, 1), evaluations)
