@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.budgets import scaled_widths
-from mdcp_fast.capture import buffers_kept, call, evaluating
-from mdcp_fast.evaluators import AnswerEvaluator, answers
+from mdcp_fast.capture import Inputs, buffers_kept, call, evaluating, mapped
+from mdcp_fast.evaluators import AnswerEvaluator, KeptChannels, answers
 from mdcp_fast.evolution import Evolution
+from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.ops.population import CostModel
 from mdcp_fast.refit import refit
 from mdcp_fast.removal import remove
+from mdcp_fast.verification import tensors_in
 
+HELD_OUT = 4  # one of so many samples is scored and not fitted
 BETWEEN = 5  # trials of the start: from the given widths to uniform ones, both included
 STEP = 0.35  # standard deviation of a logarithm of a width, in the first generation
 LONGER, SHORTER = 1.3, 0.8  # what a generation with or without a better child makes of it
@@ -26,7 +29,37 @@ CHANGED = 1 / 3  # share of the axes that a child changes before all are scaled 
 
 
 class FittedEvaluator(AnswerEvaluator):
-    """Scores candidates as `prune` leaves them: channels removed, layers fitted anew."""
+    """Scores candidates as `prune` leaves them: channels removed, layers fitted anew.
+
+    Layers are fitted on three quarters of every batch and the network is scored on the rest, since
+    the wider a layer is, the better it fits the samples at hand, and no others. Of batches with
+    less than four samples all are used for both.
+
+    Args: see `AnswerEvaluator`.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        kept: KeptChannels,
+        limits: Tensor,
+        batches: Sequence[Inputs],
+        *,
+        labels: Sequence[Tensor] | None = None,
+    ) -> None:
+        sizes = [len(tensors_in(batch)[0]) for batch in batches]
+        self._fitted = [
+            _samples(batch, size, 0, size - size // HELD_OUT)
+            for batch, size in zip(batches, sizes, strict=True)
+        ]
+        first = [size - (size // HELD_OUT or size) for size in sizes]
+        scored = [
+            _samples(batch, size, at, size)
+            for batch, size, at in zip(batches, sizes, first, strict=True)
+        ]
+        if labels is not None:
+            labels = [one[at:] for one, at in zip(labels, first, strict=True)]
+        super().__init__(graph, kept, limits, scored, labels=labels)
 
     @torch.no_grad()
     def _run(self, widths: Tensor) -> Tensor:
@@ -36,11 +69,20 @@ class FittedEvaluator(AnswerEvaluator):
             positions = graph.positions([mask.nonzero().flatten().tolist() for mask in kept])
             small = remove(graph.model, positions)
             if positions:
-                refit(graph, small, positions, self._batches)
+                refit(graph, small, positions, self._fitted)
             with evaluating(small), buffers_kept(small):
                 for index, batch in enumerate(self._batches):
                     total[candidate] += self._loss(index, answers(call(small, batch))).cpu()
         return total
+
+
+def _samples(batch: Inputs, size: int, start: int, end: int) -> Inputs:
+    """Some samples of a batch: arguments without one entry for each sample stay as they are."""
+
+    def cut(x: Tensor) -> Tensor:
+        return x[start:end] if x.dim() and len(x) == size else x
+
+    return mapped(batch, cut)
 
 
 def evolve_widths(

@@ -22,6 +22,8 @@ from mdcp_fast.surgery import prune
 X = image(batch=64, size=8)
 BATCHES = list(X.split(16))
 LABELS = torch.arange(64) % 5
+FITTED = [batch[:12] for batch in BATCHES]
+SCORED = torch.cat([batch[12:] for batch in BATCHES])
 BUDGETS = [{"macs": 0.2}, {"macs": 0.5}, {"params": 0.3}]
 
 
@@ -61,12 +63,17 @@ def kept(graph: ChannelGraph) -> KeptChannels:
     return KeptChannels(graph.widths, channels.choose)
 
 
-def divergence(graph: ChannelGraph, plan: PruningPlan) -> float:
-    """KL(dense || pruned) by its definition, mean over the samples."""
-    small = prune(graph, plan, calibration=BATCHES).eval()
+def logits(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
+    """What the network says of the samples that it was not fitted on."""
+    small = prune(graph, plan, calibration=FITTED).eval()
     with torch.no_grad():
-        ours, theirs = F.log_softmax(small(X), 1), F.log_softmax(graph.model(X), 1)
-    return float((theirs.exp() * (theirs - ours)).sum(1).mean())
+        return small(SCORED)
+
+
+def divergence(graph: ChannelGraph, plan: PruningPlan) -> float:
+    """KL(dense || pruned) by its definition, mean over these samples."""
+    ours, theirs = F.log_softmax(logits(graph, plan), 1), F.log_softmax(graph.model(SCORED), 1)
+    return float((theirs.exp() * (theirs - ours)).sum(1).mean().detach())
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -88,10 +95,19 @@ def test_the_score_is_that_of_the_network_that_prune_returns(
         plan = PruningPlan.build(graph, [mask[0].nonzero().flatten() for mask in masks])
         expected = divergence(graph, plan)
         if labelled:
-            logits = prune(graph, plan, calibration=BATCHES).eval()(X)
-            expected = float(F.cross_entropy(logits, LABELS).detach())
+            scored = torch.cat([batch[12:] for batch in LABELS.split(16)])
+            expected = float(F.cross_entropy(logits(graph, plan), scored))
         assert score == pytest.approx(expected, rel=1e-4) and score > 0.001
     assert scores[2] > CEILING and evaluate.forwards == 2  # over the budget: not run
+
+
+def test_batches_of_few_samples_are_fitted_and_scored_whole(
+    graph: ChannelGraph, kept: KeptChannels
+) -> None:
+    limits = torch.tensor([[graph.macs, graph.params]])
+    evaluate = FittedEvaluator(graph, kept, limits, [(one,) for one in X.split(3)])
+    assert evaluate.samples == len(X)
+    assert 0 < float(evaluate(torch.tensor([[[6, 9, 5]]]))) < CEILING
 
 
 def test_the_network_that_is_whole_loses_nothing(graph: ChannelGraph, kept: KeptChannels) -> None:
