@@ -117,8 +117,8 @@ METHODS: dict[str, Method] = {
     "paper": Method(OURS, searched(False, preset="paper"), tuned=True),
     "best": Method(OURS, searched(True, preset="best"), tuned=True),
     **grid(),
-    "best, no trials": Method(ABLATION, searched(True)),
-    "best, no trials, plain DE": Method(ABLATION, searched(True, evolution="plain")),
+    "best, widths tried": Method(ABLATION, searched(True, evaluator="fitted")),
+    "best, plain DE": Method(ABLATION, searched(True, evolution="plain")),
     "paper, widths searched": Method(
         ABLATION, searched(False, preset="paper", widths="searched", clusters="width")
     ),

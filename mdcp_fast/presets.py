@@ -56,8 +56,7 @@ VALUES = {
     "evaluator": ("table", "network", "fitted"),
 }
 PAPER = Method("moments", "crowding", "uniform", "searched", "k-means++")
-BEST = Method("responses", "greedy", evaluator="fitted")
-DEFAULT = replace(BEST, evaluator="table")
+BEST = Method("responses", "greedy")
 BEST_WITHOUT_DATA = Method("weights", "greedy")
 QUICK = Method("moments", "crowding")  # a second for ResNet-50, where the one above takes twenty
 PRESETS = ("best", "paper")
@@ -67,7 +66,7 @@ def method(preset: str | None, data: bool, **options: Any) -> Method:
     """The preset's method with the options that are not None in place of its own.
 
     Args:
-        preset: "best", "paper", or None: the best but for trials with data, the quick one without.
+        preset: "best", "paper", or None: the best with data, the quick one without.
         data: Whether there are calibration batches to choose by.
         options: Fields of `Method`; a descriptor may also be `Descriptors`.
 
@@ -79,7 +78,7 @@ def method(preset: str | None, data: bool, **options: Any) -> Method:
     if preset == "paper":
         base = PAPER
     elif data:
-        base = DEFAULT if preset is None else BEST
+        base = BEST
     else:
         base = QUICK if preset is None else BEST_WITHOUT_DATA
     given = {name: value for name, value in options.items() if value is not None}
@@ -97,12 +96,10 @@ def method(preset: str | None, data: bool, **options: Any) -> Method:
         given["selection"] = "crowding"
     chosen = replace(base, **given)
     if chosen.widths == "uniform" and chosen.evaluator != "table":
-        if "evaluator" in given:
-            raise ValueError(
-                "search: widths: expected 'searched' with evaluator="
-                f"{chosen.evaluator!r}, got 'uniform'"
-            )
-        chosen = replace(chosen, evaluator="table")  # there is nothing to try
+        raise ValueError(
+            f"search: widths: expected 'searched' with evaluator={chosen.evaluator!r}, got "
+            "'uniform'"
+        )
     if chosen.selection == "greedy" and chosen.descriptor in ("moments", OWN):
         raise ValueError(
             "search: selection: expected crowding, medoid or random with these descriptors, since "

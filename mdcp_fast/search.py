@@ -123,10 +123,9 @@ def search(
     lets those layers take over the rest.
 
     preset="best" drops, one after the other, the channels that the others replace best (greedy), by
-    their responses, and tries widths for real; without calibration by their weights, some twenty
-    seconds for ResNet-50. Where there is calibration the default is the same without trials.
-    Without, the default is quick, a second for ResNet-50: clusters of the paper's three numbers,
-    the largest crowding distance, widths that are searched.
+    their responses; without calibration by their weights, some twenty seconds for ResNet-50. It is
+    the default where there is calibration. Without, the default is quick, a second for ResNet-50:
+    clusters of the paper's three numbers, the largest crowding distance, widths that are searched.
 
     preset="paper" is the method of Sun et al., "A Clustering Pruning Method Based on
     Multidimensional Channel Information", Neural Processing Letters 2024, of which not all is
@@ -146,12 +145,12 @@ def search(
        many of each is not said: one, and the rest by largest remainder of the cluster's size, ties
        by norm, then index (ours).
 
-    With `evaluator="fitted"`, which preset="best" sets, the widths from the table are the start of
-    an evolution strategy that prunes and fits the network for every candidate, as `prune` does, and
-    compares its answers on the calibration batches with the dense network's: `population *
-    generations` times, 40 by default, each about twice the work of the dense network on all
-    calibration batches. It starts with widths between those and uniform ones, so that its plan
-    scores no worse than either. The smaller the budget, the more it gains.
+    With `evaluator="fitted"` the widths from the table are the start of an evolution strategy that
+    prunes and fits the network for every candidate, as `prune` does, on three quarters of the
+    calibration samples, and compares its answers on the rest with the dense network's: `population
+    * generations` times, 40 by default, each some two or three times the work of the dense network
+    on all samples. It starts with widths between those and uniform ones, so that its plan scores no
+    worse than either.
 
     With `evaluator="network"` candidates are scored on the dense network with masks, on calibration
     batches: their channels are masked, BatchNorm normalises by each candidate's own batch

@@ -179,15 +179,15 @@ def test_the_evolution_starts_from_both_ends_and_never_gets_worse(graph: Channel
         assert torch.equal(again.best[0], found.best[run])
 
 
-def test_best_is_no_worse_than_the_table_and_uniform_widths(graph: ChannelGraph) -> None:
+def test_plans_are_no_worse_than_the_table_and_uniform_widths(graph: ChannelGraph) -> None:
     budgets = [0.3, 0.15]
     table = search(graph, macs=budgets, calibration=BATCHES)
-    tried = search(graph, macs=budgets, calibration=BATCHES, preset="best")
+    tried = search(graph, macs=budgets, calibration=BATCHES, evaluator="fitted")
     uniform = search(graph, macs=budgets, calibration=BATCHES, widths="uniform")
     for one, other, even in zip(table, tried, uniform, strict=True):
         best = divergence(graph, other)
         assert best <= min(divergence(graph, one), divergence(graph, even)) * 1.0001
         assert other.history[-1] == pytest.approx(best, rel=1e-4)
         assert all(a >= b for a, b in itertools.pairwise(other.history))
-    again = search(graph, macs=0.15, calibration=BATCHES, preset="best")
+    again = search(graph, macs=0.15, calibration=BATCHES, evaluator="fitted")
     assert [axis.kept for axis in again.axes] == [axis.kept for axis in tried[1].axes]

@@ -70,19 +70,14 @@ def test_the_paper_keeps_one_share_and_searches_the_clusters(graph: ChannelGraph
     assert search(graph, preset="paper", **QUICK) == plan
 
 
-def test_best_uses_what_it_is_given_and_with_data_is_the_default_but_for_trials(
+def test_best_is_the_default_where_there_is_data_and_uses_what_it_is_given(
     graph: ChannelGraph,
 ) -> None:
     free = search(graph, preset="best", **QUICK)
     assert (free.settings["descriptor"], free.settings["selection"]) == ("weights", "greedy")
-    assert free.settings["evaluator"] == "table"
-    best = search(graph, preset="best", macs=0.5, calibration=BATCHES)
+    best = search(graph, preset="best", calibration=BATCHES, **QUICK)
     assert (best.settings["descriptor"], best.settings["selection"]) == ("responses", "greedy")
-    assert best.settings["evaluator"] == "fitted"
-    table = search(graph, preset="best", calibration=BATCHES, evaluator="table", **QUICK)
-    assert kept(search(graph, calibration=BATCHES, **QUICK)) == kept(table)
-    uniform = search(graph, preset="best", macs=0.5, calibration=BATCHES, widths="uniform")
-    assert uniform.settings["evaluator"] == "table"  # there is nothing to try
+    assert kept(search(graph, calibration=BATCHES, **QUICK)) == kept(best)
 
 
 def test_without_data_the_default_clusters_moments(graph: ChannelGraph) -> None:
