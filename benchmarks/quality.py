@@ -63,11 +63,22 @@ class Run:
         return bool(self.wanted.search(written(key))) and key not in self.records
 
     def dense(self, network: str) -> None:
+        """Measures the dense network.
+
+        Raises:
+            SystemExit: The results are those of other weights.
+        """
         key = (network, DENSE, 1.0, DROPPED, 0)
-        if key in self.records:
-            return
         subject = self.subject(network)
-        self._add(key, self._scores(subject, subject.graph.model.eval()), 1.0)
+        known = self.records.find(key)
+        if known is None:
+            scores = self._scores(subject, subject.graph.model.eval())
+            self._add(key, scores | {"weights": subject.weights}, 1.0)
+        elif known.get("weights") != subject.weights:
+            raise SystemExit(
+                f"{self.records.path} was measured on another {network}: pass another --results, "
+                f"or --redo '^{network}' to measure all of it anew"
+            )
 
     def before(self, network: str, name: str, budgets: list[float]) -> None:
         """Measures a method with every treatment but fine-tuning.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 from networks import NETWORKS, data_of, tensors, trained
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdcp_fast.graph import ChannelGraph, trace
 from mdcp_fast.plan import PruningPlan
@@ -34,6 +35,7 @@ class Subject:
         validation: To choose settings by.
         test: To report.
         flips: Whether mirrored images are good training data.
+        weights: The first digits of a hash of the network's weights.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Subject:
     validation: Part
     test: Part
     flips: bool
+    weights: str
 
     @property
     def calibration(self) -> list[Tensor]:
@@ -62,7 +65,15 @@ def load_subject(name: str, cache: Path) -> Subject:
         for images, classes in (tensors(data.validation), tensors(data.test))
     )
     graph = trace(model, torch.zeros(1, *data.input_shape))
-    return Subject(name, graph, batches, train, validation, test, NETWORKS[name].flips)
+    flips = NETWORKS[name].flips
+    return Subject(name, graph, batches, train, validation, test, flips, _digest(model))
+
+
+def _digest(model: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        sha.update(tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()[:12]
 
 
 # Makes a plan for each budget, from a subject and a seed.

@@ -108,6 +108,11 @@ def test_a_run_resumes_and_reports(cache: Path, tmp_path: Path) -> None:
     assert len(again.records) == len(second.records)
     assert all(one["test"] != 0.123 for one in again.records)
 
+    again.find((NETWORK, "dense", 1.0, "dropped", 0))["weights"] = "others"
+    again.write()
+    with pytest.raises(SystemExit, match="was measured on another digits-resnet"):
+        run()
+
     main(["report", "--results", str(results), "--out", str(tmp_path / "out")])
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"quality.md", "quality.svg", "quality_steps.svg"}
