@@ -6,6 +6,7 @@ Every object is cached under build/emulation by the hash of what went into it.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -75,11 +76,27 @@ def compile_object(source: Path, flags: Sequence[str], depends: Sequence[Path]) 
     """The object of a source: from the cache where source, flags and headers are the same."""
     key = digest([COMPILER, str(source), *flags, source, *depends])
     target = CACHE / f"{source.stem}-{key}.o"
+    return made_once(target, lambda path: run([COMPILER, *flags, "-c", source, "-o", path]))
+
+
+def made_once(target: Path, make: Callable[[Path], object]) -> Path:
+    """A file of the cache, made where it is missing: whole or not at all, once for all processes.
+
+    Args:
+        target: The file.
+        make: Writes it to the path that it is given.
+
+    Returns:
+        The target.
+    """
     if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        run([COMPILER, *flags, "-c", source, "-o", partial])
-        partial.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target.with_name(f"{target.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                partial = target.with_name(f"{target.name}.partial")
+                make(partial)
+                partial.rename(target)
     return target
 
 
@@ -166,9 +183,8 @@ def link(objects: Sequence[Path], kernels: Sequence[Path], name: str, flags: Seq
         The path of what was linked; `shared_list` gives that of the list.
     """
     target = CACHE / digest([*(path.name for path in objects), *flags]) / name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{name}.partial")
+
+    def make(partial: Path) -> None:
         run([COMPILER, *flags, "-pthread", *objects, "-o", partial])
         table = symbols(partial)
         lines = [
@@ -177,8 +193,8 @@ def link(objects: Sequence[Path], kernels: Sequence[Path], name: str, flags: Seq
             if symbol in table
         ]
         shared_list(target).write_text("".join(f"{line}\n" for line in lines))
-        partial.rename(target)
-    return target
+
+    return made_once(target, make)
 
 
 def shared_list(target: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulation.build import CACHE, EMULATION, ROOT, digest, headers, run
+from emulation.build import CACHE, EMULATION, ROOT, digest, headers, made_once, run
 from emulation.ptx import Module
 
 SAMPLES = EMULATION / "ptx_samples.cu"  # small kernels for the interpreter's own tests
@@ -27,11 +27,7 @@ def nvcc_ptx(source: Path, architecture: int) -> str:
     options = [*OPTIONS, "-ptx", f"-arch=compute_{architecture}"]
     key = digest([nvcc, *options, source, *headers(ROOT / "csrc")])
     target = CACHE / f"{source.stem}-{key}.ptx"
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        run([nvcc, *options, source, "-o", partial])
-        partial.rename(target)
+    made_once(target, lambda path: run([nvcc, *options, source, "-o", path]))
     return target.read_text()
 
 
