@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
+from math import isfinite
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mdcp_fast.ops._native import native
 
 SIMD_LEVELS = ("baseline", "avx2", "avx512")
 MAX_DIMENSIONS = 16  # of the points that the native core takes
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def runs_eagerly(tensors: Iterable[Tensor]) -> bool:
+    """Whether nobody but the op itself must see its call: no compiler, no mode, no subclass.
+
+    Torch's dispatcher takes longer than an op on little data does. Who calls the op's code past it
+    must detach what it returns.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and _get_current_dispatch_mode() is None
+        and _PLAIN.issuperset(map(type, tensors))
+    )
 
 
 def simd_levels() -> tuple[str, ...]:
@@ -114,7 +131,7 @@ def check_points(op: str, points: Tensor) -> Tensor:
 def check_finite(op: str, name: str, value: Tensor) -> None:
     """Raises ValueError if a NaN or an infinity is in the tensor, naming the first place."""
     # A sum is finite only if all its terms are; it costs one pass and no memory.
-    if value.numel() == 0 or bool(torch.isfinite(value.sum(dtype=torch.float64))):
+    if value.numel() == 0 or isfinite(value.sum(dtype=torch.float64).item()):
         return
     bad = (~torch.isfinite(value)).nonzero()
     if len(bad):

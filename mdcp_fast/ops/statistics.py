@@ -9,11 +9,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from mdcp_fast.ops._arguments import simd_level, triton_kernels
+from mdcp_fast.ops._arguments import runs_eagerly, simd_level, triton_kernels
 from mdcp_fast.ops._native import native
 
 UNITS = ("filter", "kernel")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of the native core's types
+# The native core's numbers of the types that weights may have.
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _OP = "channel_statistics"
 
 
@@ -65,14 +66,21 @@ def channel_statistics(
         _row_shapes(tensors, unit)
         return []
     with torch.no_grad():
-        packed = _channel_statistics(tensors, unit, simd)
-    outer = _outer_dimensions(unit)
-    return list(packed.split([prod(tensor.shape[:outer]) for tensor in tensors]))
+        if runs_eagerly(tensors):
+            shapes = _row_shapes(tensors, unit)
+            packed = _describe(tensors, shapes, simd)
+        else:
+            packed = _channel_statistics(tensors, unit, simd)
+            shapes = _row_shapes(tensors, unit)
+        return list(packed.split_with_sizes([rows for rows, _ in shapes]))
 
 
 @torch.library.custom_op("mdcp_fast::channel_statistics", mutates_args=())
 def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) -> Tensor:
-    shapes = _row_shapes(weights, unit)
+    return _describe(weights, _row_shapes(weights, unit), simd)
+
+
+def _describe(weights: Sequence[Tensor], shapes: list[tuple[int, int]], simd: str | None) -> Tensor:
     level = simd_level(_OP, simd)
     tensors = [tensor.contiguous() for tensor in weights]
     device = tensors[0].device if tensors else torch.device("cpu")
@@ -85,7 +93,7 @@ def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) 
     elif device.type == "cpu":
         table = array("q")
         for tensor, (rows, row_length) in zip(tensors, shapes, strict=True):
-            table.extend((tensor.data_ptr(), DTYPES.index(tensor.dtype), rows, row_length))
+            table.extend((tensor.data_ptr(), DTYPES[tensor.dtype], rows, row_length))
         address, _ = table.buffer_info()
         strange = native.channel_statistics(
             address, len(tensors), out.data_ptr(), torch.get_num_threads(), level
@@ -112,7 +120,7 @@ def _row_shapes(weights: Sequence[Tensor], unit: str) -> list[tuple[int, int]]:
     device = weights[0].device if weights else None
     shapes = []
     for index, tensor in enumerate(weights):
-        shape = tensor.shape
+        shape = tuple(tensor.shape)  # whose slices take less time than a torch.Size's
         rows, row_length = prod(shape[:outer]), prod(shape[outer:])
         wrong: str | None = None
         if tensor.dtype not in DTYPES:

@@ -12,6 +12,7 @@ from mdcp_fast.ops._arguments import (
     check_offsets,
     check_points,
     device_and_stream,
+    runs_eagerly,
     runs_on_cuda,
     simd_level,
 )
@@ -56,11 +57,11 @@ def ward(points: Tensor, offsets: Tensor, *, simd: str | None = None) -> Tensor:
     for name, value in (("points", points), ("offsets", offsets)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{_OP}: {name}: expected a torch.Tensor, got {type(value).__name__}")
-    return _ward(points.detach(), offsets, simd)
+    run = _find if runs_eagerly((points, offsets)) else _ward
+    return run(points.detach(), offsets, simd)
 
 
-@torch.library.custom_op("mdcp_fast::ward", mutates_args=())
-def _ward(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
+def _find(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
     points = check_points(_OP, points)
     offsets = check_offsets(_OP, "offsets", offsets, len(points), "rows of points")
     check_finite(_OP, "points", points)
@@ -78,6 +79,9 @@ def _ward(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
         level,
     )
     return linkage
+
+
+_ward = torch.library.custom_op("mdcp_fast::ward", _find, mutates_args=())
 
 
 def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
@@ -112,8 +116,9 @@ def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _empty_linkage(points: Tensor, offsets: Tensor) -> Tensor:
-    rows = int((offsets.diff() - 1).clamp(min=0).sum())
-    return points.new_empty((rows, 4), dtype=torch.float64)
+    bounds = offsets.numpy()
+    rows = len(points) - int((bounds[1:] > bounds[:-1]).sum())  # none for a problem's first point
+    return torch.empty((rows, 4), dtype=torch.float64, device=points.device)
 
 
 @_ward.register_fake
