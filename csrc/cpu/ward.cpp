@@ -41,11 +41,12 @@ struct Boxes {
     std::vector<double> low, high;   // [dimensions, count]
     std::vector<double> reciprocal;  // [count], the largest within
 
+    // All boxes empty.
     void resize(int64_t boxes, int dimensions) {
         count = boxes;
-        low.resize(boxes * dimensions);
-        high.resize(boxes * dimensions);
-        reciprocal.resize(boxes);
+        low.assign(boxes * dimensions, kFar);
+        high.assign(boxes * dimensions, -kFar);
+        reciprocal.assign(boxes, 0);
     }
 };
 
@@ -60,9 +61,65 @@ struct Front {
     std::vector<double> cost;          // [capacity] of the merge that made it
     std::vector<int32_t> index;        // [capacity] its smallest point, which decides ties
     std::vector<int32_t> node;         // [capacity] its point, or points + position of its merge
-    std::vector<int32_t> nearest;      // [capacity] slot
+    std::vector<int32_t> nearest;      // [capacity] slot; before a search, a guess or kNobody
     std::vector<double> nearest_cost;  // [capacity]
     Boxes leaves, groups;
+};
+
+// Puts the least and the greatest of 2 * half lanes into lane 0.
+template <int half>
+MDCP_INLINE void fold_halves(double* least, double* greatest) {
+    MDCP_LANES
+    for (int lane = 0; lane < half; ++lane) {
+        least[lane] = least[lane + half] < least[lane] ? least[lane + half] : least[lane];
+        greatest[lane] =
+            greatest[lane + half] > greatest[lane] ? greatest[lane + half] : greatest[lane];
+    }
+    if constexpr (half > 1) fold_halves<half / 2>(least, greatest);
+}
+
+template <int kDimensions>
+struct Bounds {
+    // Bounds kLanes boxes, or slots, by the box `into` of `out`.
+    static MDCP_INLINE void bound(const double* low, const double* high, int64_t stride,
+                                  const double* reciprocal, Boxes& out, int64_t into) {
+        double least[kLanes], greatest[kLanes];
+        for (int d = 0; d < kDimensions; ++d) {
+            MDCP_LANES
+            for (int lane = 0; lane < kLanes; ++lane) {
+                const double top = high[d * stride + lane];
+                least[lane] = low[d * stride + lane];
+                greatest[lane] = top < kFar ? top : -kFar;  // an empty slot bounds nothing
+            }
+            fold_halves<kLanes / 2>(least, greatest);
+            out.low.data()[d * out.count + into] = least[0];
+            out.high.data()[d * out.count + into] = greatest[0];
+        }
+        MDCP_LANES
+        for (int lane = 0; lane < kLanes; ++lane) least[lane] = greatest[lane] = reciprocal[lane];
+        fold_halves<kLanes / 2>(least, greatest);
+        out.reciprocal.data()[into] = greatest[0];
+    }
+
+    static MDCP_INLINE void run(Front* front_pointer, const unsigned char* changed) {
+        Front& front = *front_pointer;
+        for (int64_t group = 0; group < front.capacity / kGroup; ++group) {
+            const int64_t leaves = group * kLanes;
+            bool any = false;
+            for (int64_t leaf = leaves; leaf < leaves + kLanes; ++leaf) {
+                const int64_t slots = leaf * kLanes;
+                unsigned char any_here = 0;
+                for (int lane = 0; lane < kLanes; ++lane) any_here |= changed[slots + lane];
+                if (!any_here) continue;
+                any = true;
+                const double* at = front.coordinates.data() + slots;
+                bound(at, at, front.capacity, front.reciprocal.data() + slots, front.leaves, leaf);
+            }
+            if (!any) continue;
+            bound(front.leaves.low.data() + leaves, front.leaves.high.data() + leaves,
+                  front.leaves.count, front.leaves.reciprocal.data() + leaves, front.groups, group);
+        }
+    }
 };
 
 template <int kDimensions>
@@ -76,6 +133,17 @@ struct Nearest {
         int32_t best_index, best_slot;
     };
 
+    static MDCP_INLINE void look_at(const Front& front, int64_t slot, double cost,
+                                    Search& search) {
+        const int32_t index = front.index.data()[slot];
+        if (nearer(cost, index, search.best_cost, search.best_index)) {
+            search.best_cost = cost;
+            search.best_index = index;
+            search.best_slot = static_cast<int32_t>(slot);
+        }
+    }
+
+    template <bool own>
     static MDCP_INLINE void look_into_leaf(const Front& front, int64_t leaf, Search& search) {
         const int64_t start = leaf * kLanes;
         double cost[kLanes];
@@ -86,15 +154,27 @@ struct Nearest {
                                                         front.capacity, search.at, 1),
                           front.reciprocal.data()[start + lane], search.reciprocal);
         }
-        for (int lane = 0; lane < kLanes; ++lane) {
-            const int64_t slot = start + lane;
-            if (slot == search.slot) continue;
-            const int32_t index = front.index.data()[slot];
-            if (nearer(cost[lane], index, search.best_cost, search.best_index)) {
-                search.best_cost = cost[lane];
-                search.best_index = index;
-                search.best_slot = static_cast<int32_t>(slot);
+        double reach = search.best_cost < kFinite ? search.best_cost : kFinite;
+        if constexpr (own) {
+            // The least cost of the leaf it begins with saves looking at every lane.
+            const int64_t itself = kBit[search.slot - start];
+            double least[kLanes], greatest[kLanes];
+            MDCP_LANES
+            for (int lane = 0; lane < kLanes; ++lane) {
+                cost[lane] = kBit[lane] == itself ? kFar : cost[lane];
+                least[lane] = greatest[lane] = cost[lane];
             }
+            fold_halves<kLanes / 2>(least, greatest);
+            reach = least[0] < reach ? least[0] : reach;
+        }
+        int64_t within[kLanes], hits = 0;
+        MDCP_LANES
+        for (int lane = 0; lane < kLanes; ++lane) within[lane] = cost[lane] <= reach ? kBit[lane] : 0;
+        MDCP_LANES
+        for (int lane = 0; lane < kLanes; ++lane) hits |= within[lane];
+        for (; hits != 0; hits &= hits - 1) {
+            const int lane = __builtin_ctzll(hits);
+            look_at(front, start + lane, cost[lane], search);
         }
     }
 
@@ -124,7 +204,7 @@ struct Nearest {
         int64_t hits = within_reach(front.leaves, group * kLanes, search);
         for (; hits != 0; hits &= hits - 1) {
             const int64_t leaf = group * kLanes + __builtin_ctzll(hits);
-            if (leaf != but_leaf) look_into_leaf(front, leaf, search);
+            if (leaf != but_leaf) look_into_leaf<false>(front, leaf, search);
         }
     }
 
@@ -140,9 +220,19 @@ struct Nearest {
                 search.at[d] = front.coordinates.data()[d * front.capacity + search.slot];
             }
             const int64_t own_leaf = search.slot / kLanes, own_group = search.slot / kGroup;
-            look_into_leaf(front, own_leaf, search);
+            const int32_t guess = front.nearest.data()[search.slot];
+            if (guess != kNobody) {
+                const double cost =
+                    ward_cost(squared_distance<kDimensions>(front.coordinates.data() + guess,
+                                                            front.capacity, search.at, 1),
+                              front.reciprocal.data()[guess], search.reciprocal);
+                look_at(front, guess, cost, search);
+            }
+            look_into_leaf<true>(front, own_leaf, search);
             look_into_group(front, own_group, own_leaf, search);
-            for (int64_t start = 0; start < front.groups.count; start += kLanes) {
+            // A single group is the own one.
+            const int64_t groups = front.capacity > kGroup ? front.groups.count : 0;
+            for (int64_t start = 0; start < groups; start += kLanes) {
                 int64_t hits = within_reach(front.groups, start, search);
                 for (; hits != 0; hits &= hits - 1) {
                     const int64_t group = start + __builtin_ctzll(hits);
@@ -187,7 +277,11 @@ class Rounds {
                 search();
                 continue;
             }
-            if (front_.alive <= front_.capacity * 3 / 4 && front_.capacity > kGroup) compact();
+            if (front_.alive <= front_.capacity * 3 / 4 && front_.capacity > kGroup) {
+                compact();
+            } else {
+                bound_changed();
+            }
             search();
         }
         return std::move(found_);
@@ -228,45 +322,15 @@ class Rounds {
         return front.coordinates[d * front.capacity + slot];
     }
 
+    // Bounds the leaves and groups of changed_ slots.
+    void bound_changed() {
+        dispatch_dimensions<Bounds>(dimensions_, execution_.simd, &front_,
+                                    static_cast<const unsigned char*>(changed_.data()));
+    }
+
     void bound_all() {
-        for (int64_t leaf = 0; leaf < front_.leaves.count; ++leaf) bound_leaf(leaf);
-        for (int64_t group = 0; group < front_.groups.count; ++group) bound_group(group);
-    }
-
-    void bound_leaf(int64_t leaf) {
-        const int64_t start = leaf * kLanes;
-        for (int d = 0; d < dimensions_; ++d) {
-            double low = kFar, high = -kFar;
-            for (int64_t slot = start; slot < start + kLanes; ++slot) {
-                const double value = at(front_, d, slot);
-                low = std::min(low, value);
-                high = value == kFar ? high : std::max(high, value);
-            }
-            front_.leaves.low[d * front_.leaves.count + leaf] = low;
-            front_.leaves.high[d * front_.leaves.count + leaf] = high;
-        }
-        front_.leaves.reciprocal[leaf] = *std::max_element(
-            front_.reciprocal.begin() + start, front_.reciprocal.begin() + start + kLanes);
-    }
-
-    void bound_group(int64_t group) {
-        const Boxes& leaves = front_.leaves;
-        const int64_t start = std::min(group * kLanes, leaves.count);
-        const int64_t end = std::min(start + kLanes, leaves.count);
-        double reciprocal = 0;
-        for (int64_t leaf = start; leaf < end; ++leaf) {
-            reciprocal = std::max(reciprocal, leaves.reciprocal[leaf]);
-        }
-        front_.groups.reciprocal[group] = reciprocal;
-        for (int d = 0; d < dimensions_; ++d) {
-            double low = kFar, high = -kFar;
-            for (int64_t leaf = start; leaf < end; ++leaf) {
-                low = std::min(low, leaves.low[d * leaves.count + leaf]);
-                high = std::max(high, leaves.high[d * leaves.count + leaf]);
-            }
-            front_.groups.low[d * front_.groups.count + group] = low;
-            front_.groups.high[d * front_.groups.count + group] = high;
-        }
+        changed_.assign(front_.capacity, 1);
+        bound_changed();
     }
 
     void search() {
@@ -305,6 +369,7 @@ class Rounds {
         f.cost[keep] = cost;
         f.node[keep] = static_cast<int32_t>(count_ + found_.size() - 1);
         f.nearest[keep] = kNobody;
+        f.nearest[drop] = keep;
         f.reciprocal[drop] = 0;
         f.index[drop] = kNobody;
         --f.alive;
@@ -370,27 +435,13 @@ class Rounds {
         search_from_.clear();
         for (int64_t slot = 0; slot < f.capacity; ++slot) {
             if (f.index[slot] == kNobody) continue;
-            if (changed_[slot] || changed_[f.nearest[slot]]) {
-                search_from_.push_back(static_cast<int32_t>(slot));
-            }
+            const int32_t lost = f.nearest[slot];
+            if (!changed_[slot] && !changed_[lost]) continue;
+            search_from_.push_back(static_cast<int32_t>(slot));
+            // The search begins with what became of the nearest.
+            if (!changed_[slot] && f.index[lost] == kNobody) f.nearest[slot] = f.nearest[lost];
         }
-        rebound_changed();
         return true;
-    }
-
-    void rebound_changed() {
-        for (int64_t group = 0; group < front_.capacity / kGroup; ++group) {
-            bool any_in_group = false;
-            for (int64_t leaf = group * kLanes; leaf < (group + 1) * kLanes; ++leaf) {
-                bool any = false;
-                for (int64_t slot = leaf * kLanes; slot < (leaf + 1) * kLanes; ++slot) {
-                    any |= changed_[slot] != 0;
-                }
-                if (any) bound_leaf(leaf);
-                any_in_group |= any;
-            }
-            if (any_in_group) bound_group(group);
-        }
     }
 
     // Closes the gaps that merged clusters left.
