@@ -35,15 +35,19 @@ constexpr int32_t kNobody = std::numeric_limits<int32_t>::max();
 constexpr int64_t kSearchesWorthThreads = 1024;
 constexpr int64_t kSearchesPerTask = 128;
 
-// Boxes around runs of slots; box b of dimension d stands at [d * count + b].
+// Where coordinate d of a slot or a box stands: those of kLanes neighbours lie side by side, all
+// dimensions of them in one run of memory.
+MDCP_INLINE int64_t place(int64_t slot, int d, int dimensions) {
+    return (slot / kLanes * dimensions + d) * kLanes + slot % kLanes;
+}
+
+// Boxes around runs of slots, a multiple of kLanes of them.
 struct Boxes {
-    int64_t count = 0;
-    std::vector<double> low, high;   // [dimensions, count]
-    std::vector<double> reciprocal;  // [count], the largest within
+    std::vector<double> low, high;   // [place]
+    std::vector<double> reciprocal;  // [boxes], the largest within
 
     // All boxes empty.
     void resize(int64_t boxes, int dimensions) {
-        count = boxes;
         low.assign(boxes * dimensions, kFar);
         high.assign(boxes * dimensions, -kFar);
         reciprocal.assign(boxes, 0);
@@ -53,9 +57,9 @@ struct Boxes {
 // The clusters that still stand, in slots that follow the spatial order of the points. An empty
 // slot is infinitely far from everything.
 struct Front {
-    int64_t capacity = 0;              // slots, a multiple of kGroup
+    int64_t used = 0;                  // slots that may hold clusters, a multiple of kLanes
     int64_t alive = 0;                 // clusters that stand
-    std::vector<double> coordinates;   // [dimensions, capacity] centroids
+    std::vector<double> coordinates;   // [place] centroids
     std::vector<double> size;          // [capacity] points
     std::vector<double> reciprocal;    // [capacity] 1 / size
     std::vector<double> cost;          // [capacity] of the merge that made it
@@ -66,44 +70,50 @@ struct Front {
     Boxes leaves, groups;
 };
 
-// Puts the least and the greatest of 2 * half lanes into lane 0.
-template <int half>
-MDCP_INLINE void fold_halves(double* least, double* greatest) {
+// Of 2 * half lanes.
+template <int half = kLanes / 2>
+MDCP_INLINE double least_of(const double* lanes) {
+    double lower[half];
     MDCP_LANES
     for (int lane = 0; lane < half; ++lane) {
-        least[lane] = least[lane + half] < least[lane] ? least[lane + half] : least[lane];
-        greatest[lane] =
-            greatest[lane + half] > greatest[lane] ? greatest[lane + half] : greatest[lane];
+        lower[lane] = lanes[lane + half] < lanes[lane] ? lanes[lane + half] : lanes[lane];
     }
-    if constexpr (half > 1) fold_halves<half / 2>(least, greatest);
+    if constexpr (half > 1) return least_of<half / 2>(lower);
+    return lower[0];
+}
+
+template <int half = kLanes / 2>
+MDCP_INLINE double greatest_of(const double* lanes) {
+    double upper[half];
+    MDCP_LANES
+    for (int lane = 0; lane < half; ++lane) {
+        upper[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
+    }
+    if constexpr (half > 1) return greatest_of<half / 2>(upper);
+    return upper[0];
 }
 
 template <int kDimensions>
 struct Bounds {
     // Bounds kLanes boxes, or slots, by the box `into` of `out`.
-    static MDCP_INLINE void bound(const double* low, const double* high, int64_t stride,
-                                  const double* reciprocal, Boxes& out, int64_t into) {
-        double least[kLanes], greatest[kLanes];
+    static MDCP_INLINE void bound(const double* low, const double* high, const double* reciprocal,
+                                  Boxes& out, int64_t into) {
         for (int d = 0; d < kDimensions; ++d) {
+            double top[kLanes];
             MDCP_LANES
             for (int lane = 0; lane < kLanes; ++lane) {
-                const double top = high[d * stride + lane];
-                least[lane] = low[d * stride + lane];
-                greatest[lane] = top < kFar ? top : -kFar;  // an empty slot bounds nothing
+                const double value = high[d * kLanes + lane];
+                top[lane] = value < kFar ? value : -kFar;  // an empty slot bounds nothing
             }
-            fold_halves<kLanes / 2>(least, greatest);
-            out.low.data()[d * out.count + into] = least[0];
-            out.high.data()[d * out.count + into] = greatest[0];
+            out.low.data()[place(into, d, kDimensions)] = least_of(low + d * kLanes);
+            out.high.data()[place(into, d, kDimensions)] = greatest_of(top);
         }
-        MDCP_LANES
-        for (int lane = 0; lane < kLanes; ++lane) least[lane] = greatest[lane] = reciprocal[lane];
-        fold_halves<kLanes / 2>(least, greatest);
-        out.reciprocal.data()[into] = greatest[0];
+        out.reciprocal.data()[into] = greatest_of(reciprocal);
     }
 
     static MDCP_INLINE void run(Front* front_pointer, const unsigned char* changed) {
         Front& front = *front_pointer;
-        for (int64_t group = 0; group < front.capacity / kGroup; ++group) {
+        for (int64_t group = 0; group * kGroup < front.used; ++group) {
             const int64_t leaves = group * kLanes;
             bool any = false;
             for (int64_t leaf = leaves; leaf < leaves + kLanes; ++leaf) {
@@ -112,12 +122,13 @@ struct Bounds {
                 for (int lane = 0; lane < kLanes; ++lane) any_here |= changed[slots + lane];
                 if (!any_here) continue;
                 any = true;
-                const double* at = front.coordinates.data() + slots;
-                bound(at, at, front.capacity, front.reciprocal.data() + slots, front.leaves, leaf);
+                const double* at = front.coordinates.data() + slots * kDimensions;
+                bound(at, at, front.reciprocal.data() + slots, front.leaves, leaf);
             }
             if (!any) continue;
-            bound(front.leaves.low.data() + leaves, front.leaves.high.data() + leaves,
-                  front.leaves.count, front.leaves.reciprocal.data() + leaves, front.groups, group);
+            bound(front.leaves.low.data() + leaves * kDimensions,
+                  front.leaves.high.data() + leaves * kDimensions,
+                  front.leaves.reciprocal.data() + leaves, front.groups, group);
         }
     }
 };
@@ -133,8 +144,7 @@ struct Nearest {
         int32_t best_index, best_slot;
     };
 
-    static MDCP_INLINE void look_at(const Front& front, int64_t slot, double cost,
-                                    Search& search) {
+    static MDCP_INLINE void look_at(const Front& front, int64_t slot, double cost, Search& search) {
         const int32_t index = front.index.data()[slot];
         if (nearer(cost, index, search.best_cost, search.best_index)) {
             search.best_cost = cost;
@@ -143,39 +153,56 @@ struct Nearest {
         }
     }
 
-    template <bool own>
-    static MDCP_INLINE void look_into_leaf(const Front& front, int64_t leaf, Search& search) {
-        const int64_t start = leaf * kLanes;
-        double cost[kLanes];
+    // What it costs to merge with each slot of a leaf.
+    static MDCP_INLINE void costs_of_leaf(const Front& front, int64_t start, const Search& search,
+                                          double* cost) {
         MDCP_LANES
         for (int lane = 0; lane < kLanes; ++lane) {
-            cost[lane] =
-                ward_cost(squared_distance<kDimensions>(front.coordinates.data() + start + lane,
-                                                        front.capacity, search.at, 1),
-                          front.reciprocal.data()[start + lane], search.reciprocal);
+            cost[lane] = ward_cost(
+                squared_distance<kDimensions>(front.coordinates.data() + start * kDimensions + lane,
+                                              kLanes, search.at, 1),
+                front.reciprocal.data()[start + lane], search.reciprocal);
         }
-        double reach = search.best_cost < kFinite ? search.best_cost : kFinite;
-        if constexpr (own) {
-            // The least cost of the leaf it begins with saves looking at every lane.
-            const int64_t itself = kBit[search.slot - start];
-            double least[kLanes], greatest[kLanes];
-            MDCP_LANES
-            for (int lane = 0; lane < kLanes; ++lane) {
-                cost[lane] = kBit[lane] == itself ? kFar : cost[lane];
-                least[lane] = greatest[lane] = cost[lane];
-            }
-            fold_halves<kLanes / 2>(least, greatest);
-            reach = least[0] < reach ? least[0] : reach;
-        }
+    }
+
+    // The bit of the slot looked from, 0 if it is not in the leaf.
+    static MDCP_INLINE int64_t own_lane(int64_t start, const Search& search) {
+        const int64_t lane = search.slot - start;
+        return lane >= 0 && lane < kLanes ? int64_t{1} << lane : 0;
+    }
+
+    static MDCP_INLINE void look_at_lanes(const Front& front, int64_t start, const double* cost,
+                                          double reach, Search& search) {
         int64_t within[kLanes], hits = 0;
         MDCP_LANES
-        for (int lane = 0; lane < kLanes; ++lane) within[lane] = cost[lane] <= reach ? kBit[lane] : 0;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            within[lane] = cost[lane] <= reach ? kBit[lane] : 0;
+        }
         MDCP_LANES
         for (int lane = 0; lane < kLanes; ++lane) hits |= within[lane];
         for (; hits != 0; hits &= hits - 1) {
             const int lane = __builtin_ctzll(hits);
             look_at(front, start + lane, cost[lane], search);
         }
+    }
+
+    template <bool own>
+    static MDCP_INLINE void look_into_leaf(const Front& front, int64_t leaf, Search& search) {
+        const int64_t start = leaf * kLanes;
+        double cost[kLanes];
+        costs_of_leaf(front, start, search, cost);
+        double reach = search.best_cost < kFinite ? search.best_cost : kFinite;
+        if constexpr (own) {
+            // The least cost of the leaf it begins with saves looking at every lane.
+            const int64_t itself = own_lane(start, search);
+            MDCP_LANES
+            for (int lane = 0; lane < kLanes; ++lane) {
+                cost[lane] = kBit[lane] == itself ? kFar : cost[lane];
+            }
+            const double least = least_of(cost);
+            reach = least < reach ? least : reach;
+        }
+        look_at_lanes(front, start, cost, reach, search);
     }
 
     // Which of eight boxes may hold something as near as the best, a bit for each.
@@ -186,9 +213,9 @@ struct Nearest {
         int64_t within[kLanes];
         MDCP_LANES
         for (int lane = 0; lane < kLanes; ++lane) {
-            const double bound =
-                squared_distance_to_box<kDimensions>(search.at, 1, boxes.low.data() + start + lane,
-                                                     boxes.high.data() + start + lane, boxes.count);
+            const double bound = squared_distance_to_box<kDimensions>(
+                search.at, 1, boxes.low.data() + start * kDimensions + lane,
+                boxes.high.data() + start * kDimensions + lane, kLanes);
             const double limit =
                 reach * (search.reciprocal + boxes.reciprocal.data()[start + lane]);
             within[lane] = bound <= limit ? kBit[lane] : 0;
@@ -208,6 +235,47 @@ struct Nearest {
         }
     }
 
+    // In so few leaves it takes less time to compute all costs than to find out which to leave out.
+    static MDCP_INLINE void look_everywhere(const Front& front, Search& search) {
+        double cost[kGroup], least[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) least[lane] = kFinite;
+        for (int64_t start = 0; start < front.used; start += kLanes) {
+            costs_of_leaf(front, start, search, cost + start);
+            const int64_t itself = own_lane(start, search);
+            MDCP_LANES
+            for (int lane = 0; lane < kLanes; ++lane) {
+                const double other = kBit[lane] == itself ? kFar : cost[start + lane];
+                cost[start + lane] = other;
+                least[lane] = other < least[lane] ? other : least[lane];
+            }
+        }
+        const double reach = least_of(least);
+        for (int64_t start = 0; start < front.used; start += kLanes) {
+            look_at_lanes(front, start, cost + start, reach, search);
+        }
+    }
+
+    static MDCP_INLINE void look_around(const Front& front, Search& search) {
+        const int32_t guess = front.nearest.data()[search.slot];
+        if (guess != kNobody) {
+            const double cost = ward_cost(
+                squared_distance<kDimensions>(
+                    front.coordinates.data() + place(guess, 0, kDimensions), kLanes, search.at, 1),
+                front.reciprocal.data()[guess], search.reciprocal);
+            look_at(front, guess, cost, search);
+        }
+        const int64_t own_leaf = search.slot / kLanes, own_group = search.slot / kGroup;
+        look_into_leaf<true>(front, own_leaf, search);
+        look_into_group(front, own_group, own_leaf, search);
+        for (int64_t start = 0; start * kGroup < front.used; start += kLanes) {
+            int64_t hits = within_reach(front.groups, start, search);
+            for (; hits != 0; hits &= hits - 1) {
+                const int64_t group = start + __builtin_ctzll(hits);
+                if (group != own_group) look_into_group(front, group, -1, search);
+            }
+        }
+    }
+
     static MDCP_INLINE void run(Front* front_pointer, const int32_t* slots, int64_t count) {
         Front& front = *front_pointer;
         for (int64_t i = 0; i < count; ++i) {
@@ -217,27 +285,12 @@ struct Nearest {
             search.best_cost = kFar;
             search.best_index = search.best_slot = kNobody;
             for (int d = 0; d < kDimensions; ++d) {
-                search.at[d] = front.coordinates.data()[d * front.capacity + search.slot];
+                search.at[d] = front.coordinates.data()[place(search.slot, d, kDimensions)];
             }
-            const int64_t own_leaf = search.slot / kLanes, own_group = search.slot / kGroup;
-            const int32_t guess = front.nearest.data()[search.slot];
-            if (guess != kNobody) {
-                const double cost =
-                    ward_cost(squared_distance<kDimensions>(front.coordinates.data() + guess,
-                                                            front.capacity, search.at, 1),
-                              front.reciprocal.data()[guess], search.reciprocal);
-                look_at(front, guess, cost, search);
-            }
-            look_into_leaf<true>(front, own_leaf, search);
-            look_into_group(front, own_group, own_leaf, search);
-            // A single group is the own one.
-            const int64_t groups = front.capacity > kGroup ? front.groups.count : 0;
-            for (int64_t start = 0; start < groups; start += kLanes) {
-                int64_t hits = within_reach(front.groups, start, search);
-                for (; hits != 0; hits &= hits - 1) {
-                    const int64_t group = start + __builtin_ctzll(hits);
-                    if (group != own_group) look_into_group(front, group, -1, search);
-                }
+            if (front.used <= kGroup) {
+                look_everywhere(front, search);
+            } else {
+                look_around(front, search);
             }
             front.nearest.data()[search.slot] = search.best_slot;
             front.nearest_cost.data()[search.slot] = search.best_cost;
@@ -277,7 +330,7 @@ class Rounds {
                 search();
                 continue;
             }
-            if (front_.alive <= front_.capacity * 3 / 4 && front_.capacity > kGroup) {
+            if (front_.alive <= front_.used * 3 / 4) {
                 compact();
             } else {
                 bound_changed();
@@ -289,8 +342,20 @@ class Rounds {
 
   private:
     void place_points(const std::vector<int32_t>& order) {
-        resize(front_, count_);
-        front_.alive = count_;
+        Front& f = front_;
+        f.alive = count_;
+        f.used = (count_ + kLanes - 1) / kLanes * kLanes;
+        const int64_t capacity = (count_ + kGroup - 1) / kGroup * kGroup;
+        f.coordinates.assign(capacity * dimensions_, kFar);
+        f.size.assign(capacity, 0);
+        f.reciprocal.assign(capacity, 0);
+        f.cost.assign(capacity, 0);
+        f.index.assign(capacity, kNobody);
+        f.node.assign(capacity, kNobody);
+        f.nearest.assign(capacity, kNobody);
+        f.nearest_cost.assign(capacity, kFar);
+        f.leaves.resize(capacity / kLanes, dimensions_);
+        f.groups.resize((capacity / kGroup + kLanes - 1) / kLanes * kLanes, dimensions_);
         for (int64_t slot = 0; slot < count_; ++slot) {
             for (int d = 0; d < given_; ++d) {
                 at(front_, d, slot) = points_[order[slot] * int64_t{given_} + d];
@@ -302,34 +367,19 @@ class Rounds {
         bound_all();
     }
 
-    // All slots empty.
-    void resize(Front& front, int64_t clusters) const {
-        front.capacity = std::max<int64_t>((clusters + kGroup - 1) / kGroup, 1) * kGroup;
-        front.coordinates.assign(front.capacity * dimensions_, kFar);
-        front.size.assign(front.capacity, 0);
-        front.reciprocal.assign(front.capacity, 0);
-        front.cost.assign(front.capacity, 0);
-        front.index.assign(front.capacity, kNobody);
-        front.node.assign(front.capacity, kNobody);
-        front.nearest.assign(front.capacity, kNobody);
-        front.nearest_cost.assign(front.capacity, kFar);
-        front.leaves.resize(front.capacity / kLanes, dimensions_);
-        const int64_t groups = front.capacity / kGroup;
-        front.groups.resize((groups + kLanes - 1) / kLanes * kLanes, dimensions_);
-    }
-
-    static double& at(Front& front, int d, int64_t slot) {
-        return front.coordinates[d * front.capacity + slot];
+    double& at(Front& front, int d, int64_t slot) const {
+        return front.coordinates[place(slot, d, dimensions_)];
     }
 
     // Bounds the leaves and groups of changed_ slots.
     void bound_changed() {
+        if (front_.used <= kGroup) return;  // whose searches look everywhere
         dispatch_dimensions<Bounds>(dimensions_, execution_.simd, &front_,
                                     static_cast<const unsigned char*>(changed_.data()));
     }
 
     void bound_all() {
-        changed_.assign(front_.capacity, 1);
+        changed_.assign(front_.index.size(), 1);
         bound_changed();
     }
 
@@ -408,7 +458,7 @@ class Rounds {
 
     void list_all() {
         search_from_.clear();
-        for (int64_t slot = 0; slot < front_.capacity; ++slot) {
+        for (int64_t slot = 0; slot < front_.used; ++slot) {
             if (front_.index[slot] != kNobody) search_from_.push_back(static_cast<int32_t>(slot));
         }
     }
@@ -418,8 +468,8 @@ class Rounds {
         ++round_;
         Front& f = front_;
         const size_t before = found_.size();
-        changed_.assign(f.capacity, 0);
-        for (int64_t slot = 0; slot < f.capacity; ++slot) {
+        changed_.assign(f.index.size(), 0);
+        for (int64_t slot = 0; slot < f.used; ++slot) {
             if (f.index[slot] == kNobody || changed_[slot]) continue;
             const int32_t other = f.nearest[slot];
             if (f.nearest[other] != slot || other < slot) continue;
@@ -433,7 +483,7 @@ class Rounds {
         }
         if (found_.size() == before) return false;
         search_from_.clear();
-        for (int64_t slot = 0; slot < f.capacity; ++slot) {
+        for (int64_t slot = 0; slot < f.used; ++slot) {
             if (f.index[slot] == kNobody) continue;
             const int32_t lost = f.nearest[slot];
             if (!changed_[slot] && !changed_[lost]) continue;
@@ -446,30 +496,34 @@ class Rounds {
 
     // Closes the gaps that merged clusters left.
     void compact() {
-        Front packed;
-        resize(packed, front_.alive);
-        packed.alive = front_.alive;
-        std::vector<int32_t> moved(front_.capacity, kNobody);
+        Front& f = front_;
+        moved_.assign(f.used, kNobody);
         int32_t next = 0;
-        for (int64_t slot = 0; slot < front_.capacity; ++slot) {
-            if (front_.index[slot] == kNobody) continue;
-            for (int d = 0; d < dimensions_; ++d) at(packed, d, next) = at(front_, d, slot);
-            packed.size[next] = front_.size[slot];
-            packed.reciprocal[next] = front_.reciprocal[slot];
-            packed.cost[next] = front_.cost[slot];
-            packed.index[next] = front_.index[slot];
-            packed.node[next] = front_.node[slot];
-            packed.nearest[next] = front_.nearest[slot];
-            packed.nearest_cost[next] = front_.nearest_cost[slot];
-            moved[slot] = next++;
+        for (int64_t slot = 0; slot < f.used; ++slot) {
+            if (f.index[slot] == kNobody) continue;
+            moved_[slot] = next;
+            for (int d = 0; d < dimensions_; ++d) at(f, d, next) = at(f, d, slot);
+            f.size[next] = f.size[slot];
+            f.reciprocal[next] = f.reciprocal[slot];
+            f.cost[next] = f.cost[slot];
+            f.index[next] = f.index[slot];
+            f.node[next] = f.node[slot];
+            f.nearest[next] = f.nearest[slot];
+            f.nearest_cost[next] = f.nearest_cost[slot];
+            ++next;
+        }
+        for (int64_t slot = next; slot < f.used; ++slot) {
+            for (int d = 0; d < dimensions_; ++d) at(f, d, slot) = kFar;
+            f.reciprocal[slot] = 0;
+            f.index[slot] = kNobody;
         }
         for (int32_t slot = 0; slot < next; ++slot) {
             // A neighbour that is gone is searched for anew.
-            if (packed.nearest[slot] != kNobody) packed.nearest[slot] = moved[packed.nearest[slot]];
+            if (f.nearest[slot] != kNobody) f.nearest[slot] = moved_[f.nearest[slot]];
         }
-        for (int32_t& slot : search_from_) slot = moved[slot];
-        front_ = std::move(packed);
-        bound_all();
+        for (int32_t& slot : search_from_) slot = moved_[slot];
+        bound_all();  // the boxes that are left empty, too
+        f.used = (f.alive + kLanes - 1) / kLanes * kLanes;
     }
 
     const float* points_;  // [count_, given_]
@@ -482,6 +536,7 @@ class Rounds {
     std::vector<Found> found_;
     std::vector<int32_t> search_from_;
     std::vector<unsigned char> changed_;
+    std::vector<int32_t> moved_;  // slots' new places
 };
 
 }  // namespace

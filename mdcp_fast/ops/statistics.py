@@ -57,7 +57,8 @@ def channel_statistics(
         raise TypeError(
             f"{_OP}: weights: expected a tensor or a list of tensors, got {type(weights).__name__}"
         )
-    for index, tensor in enumerate(tensors):
+    eager = runs_eagerly(tensors)
+    for index, tensor in enumerate(() if eager else tensors):
         if not isinstance(tensor, Tensor):
             raise TypeError(
                 f"{_OP}: weights[{index}]: expected a torch.Tensor, got {type(tensor).__name__}"
@@ -66,7 +67,7 @@ def channel_statistics(
         _row_shapes(tensors, unit)
         return []
     with torch.no_grad():
-        if runs_eagerly(tensors):
+        if eager:
             shapes = _row_shapes(tensors, unit)
             packed = _describe(tensors, shapes, simd)
         else:
@@ -92,8 +93,8 @@ def _describe(weights: Sequence[Tensor], shapes: list[tuple[int, int]], simd: st
         strange = _first_strange(out, shapes)
     elif device.type == "cpu":
         table = array("q")
-        for tensor, (rows, row_length) in zip(tensors, shapes, strict=True):
-            table.extend((tensor.data_ptr(), DTYPES[tensor.dtype], rows, row_length))
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            table.extend((tensor.data_ptr(), DTYPES[tensor.dtype], *shape))
         address, _ = table.buffer_info()
         strange = native.channel_statistics(
             address, len(tensors), out.data_ptr(), torch.get_num_threads(), level
