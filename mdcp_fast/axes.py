@@ -155,11 +155,11 @@ def _group(uses: list[Use], roots: Tensor, fate: Tensor) -> Tensor:
     following = int(group.max()) + 1
     for use in uses:
         present, counts = torch.unique(roots[use.labels], return_counts=True)
-        keys, refined = torch.unique(
-            torch.stack([group[present], counts]), dim=1, return_inverse=True
-        )
+        # Pairs (group, count) as single numbers: unique rows take far longer.
+        keys = group[present] * (len(use.labels) + 1) + counts
+        distinct, refined = torch.unique(keys, return_inverse=True)
         group[present] = refined + following
-        following += keys.shape[1]
+        following += len(distinct)
     group[0] = -1  # label 0 is no channel
     return group
 
