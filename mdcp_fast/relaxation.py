@@ -39,22 +39,21 @@ def relaxed_widths(
     runs, dense = len(limits), cost.evaluate(highest).double().clamp_min(1)
     # A cost with room to spare has no price.
     binding = (limits < cost.evaluate(highest)).double() / dense  # [runs, costs]
-    tables = [
-        loss.values[start + one - 1]
-        for start, one in zip(loss.offsets[:-1].tolist(), choices, strict=True)
+    axes = [
+        _Axis(cost, a, one, loss.values[start + one - 1], binding)
+        for a, (start, one) in enumerate(zip(loss.offsets[:-1].tolist(), choices, strict=True))
     ]
     logs = torch.linspace(*RANGE, PRICES, dtype=torch.float64).expand(runs, -1)
     widths = highest.expand(runs, PRICES, -1).clone()
     found = [lowest.expand(runs, -1)]
     for _ in range(ROUNDS):
-        price = 10.0**logs
+        price, counts = (10.0**logs).unsqueeze(2), _counts(cost, widths)
         for _ in range(SWEEPS):
-            for a, (one, table) in enumerate(zip(choices, tables, strict=True)):
-                linear, square = _quadratic(cost, widths, a, binding)
-                width = one.double()
-                total = linear.unsqueeze(2) * width + square.unsqueeze(2) * width.square()
-                best = (table + price.unsqueeze(2) * total).argmin(2)
-                widths[..., a] = one[best]
+            before = widths.clone()
+            for a, axis in enumerate(axes):
+                widths[..., a] = axis.improved(widths[..., a], counts, price)
+            if torch.equal(widths, before):  # so would all further sweeps leave them
+                break
         meets = (cost.evaluate(widths) <= limits.unsqueeze(1)).all(-1)  # [runs, PRICES]
         first = torch.where(meets.any(1), meets.long().argmax(1), PRICES - 1)
         chosen = widths[torch.arange(runs), first]
@@ -66,18 +65,66 @@ def relaxed_widths(
     return torch.stack(found, 1)
 
 
-def _quadratic(cost: CostModel, widths: Tensor, a: int, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients of w and w^2 of the weighted cost in the width w of axis a, the others as given.
+def _counts(cost: CostModel, widths: Tensor) -> Tensor:
+    """The counts of a cost model (see CostModel), whole numbers in float64 [runs, PRICES, counts].
+
+    Sums of products of such numbers are exact in whatever order a matrix product adds them.
+    """
+    counts = cost.constant.expand(*widths.shape[:-1], -1).clone()
+    owner = torch.repeat_interleave(cost.offsets.diff())
+    return counts.index_add_(-1, owner, widths[..., cost.axis] * cost.factor).double()
+
+
+class _Axis:
+    """One axis: the widths it may have, and how the costs depend on its width w.
+
+    Where the counts of a term are p + f w and q + g w, it is p q + (p g + q f) w + f g w^2. So, with
+    the other axes as they are, a cost is a constant + `linear` * w + `square` * w^2.
 
     Args:
-        widths: int64 [runs, PRICES, axes].
-        weights: float64 [runs, costs].
-
-    Returns:
-        Two float64 [runs, PRICES].
+        cost: Costs of the network.
+        a: Which of its axes.
+        choices: int64 [choices], the widths it may have.
+        losses: float64 [choices].
+        weights: float64 [runs, costs], what each cost counts.
     """
-    at = widths.unsqueeze(2).repeat(1, 1, 3, 1)
-    at[..., a] = torch.arange(3)
-    values = (cost.evaluate(at).double() * weights[:, None, None]).sum(-1)  # [runs, PRICES, 3]
-    square = (values[..., 2] - 2 * values[..., 1] + values[..., 0]) / 2
-    return values[..., 1] - values[..., 0] - square, square
+
+    def __init__(
+        self, cost: CostModel, a: int, choices: Tensor, losses: Tensor, weights: Tensor
+    ) -> None:
+        self._choices, self._losses, self._width = choices, losses, choices.double()
+        owner = torch.repeat_interleave(cost.offsets.diff())
+        factors = torch.zeros_like(cost.constant)
+        factors.index_add_(0, owner, torch.where(cost.axis == a, cost.factor, 0))
+        self._own = factors.nonzero().flatten()  # the counts that it is part of
+        self._factors = factors[self._own].double()
+        (left, right), coefficients = cost.terms.T, cost.coefficients.T  # [terms], [terms, costs]
+        f, g = factors[left].unsqueeze(1), factors[right].unsqueeze(1)
+        slopes = coefficients.new_zeros(len(factors), coefficients.shape[1])
+        slopes.index_add_(0, left, coefficients * g).index_add_(0, right, coefficients * f)
+        self._met = slopes.any(1).nonzero().flatten()  # the counts that it is multiplied with
+        self._slopes = slopes[self._met].double()  # [met, costs]
+        self._square = (coefficients * f * g).sum(0).double()  # [costs]
+        self._weights = weights.unsqueeze(1)  # [runs, 1, costs]
+        self._bend = (self._weights * self._square).sum(-1, keepdim=True)  # [runs, 1, 1]
+
+    def improved(self, width: Tensor, counts: Tensor, price: Tensor) -> Tensor:
+        """The width of least loss plus priced cost; `counts` follow it.
+
+        Args:
+            width: int64 [runs, PRICES], what it is now.
+            counts: float64 [runs, PRICES, counts].
+            price: float64 [runs, PRICES, 1].
+
+        Returns:
+            int64 [runs, PRICES].
+        """
+        old = width.unsqueeze(2)
+        linear = counts.index_select(2, self._met) @ self._slopes - 2 * self._square * old
+        rise = (linear * self._weights).sum(-1, keepdim=True)
+        priced = (price * rise) * self._width
+        if self._bend.any():
+            priced += (price * self._bend) * self._width.square()
+        best = self._choices[priced.add_(self._losses).argmin(2)]
+        counts.index_add_(2, self._own, (best.unsqueeze(2) - old) * self._factors)
+        return best
