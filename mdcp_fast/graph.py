@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -104,25 +106,49 @@ class ChannelGraph:
         Only parameters and dimensions that lose something are in it, shared ones by all their
         names.
         """
-        masks: dict[tuple[str, int], Tensor] = {}
+        gone = torch.ones(int(self.widths.sum()), dtype=torch.bool)
+        start, positions = 0, dict[str, dict[int, Tensor]]()
         for axis, chosen in zip(self.axes, kept, strict=True):
-            gone = torch.ones(axis.channels, dtype=torch.bool)
-            gone[list(chosen)] = False
-            if not gone.any():
-                continue
-            for place in axis.places:
-                key = (place.parameter, place.dimension)
-                if key not in masks:
-                    size = tensor_of(self.model, place.parameter).shape[place.dimension]
-                    masks[key] = torch.ones(size, dtype=torch.bool)
-                masks[key][place.positions[gone].flatten()] = False
-        positions: dict[str, dict[int, Tensor]] = {}
-        for (parameter, dimension), mask in masks.items():
-            positions.setdefault(parameter, {})[dimension] = mask.nonzero().flatten()
+            gone[[start + channel for channel in chosen]] = False
+            start += axis.channels
+        sizes, channel, position = self._packed
+        stays = torch.ones(sum(sizes.values()), dtype=torch.bool)
+        stays[position[gone[channel]]] = False
+        for (parameter, dimension), mask in zip(
+            sizes, stays.split(list(sizes.values())), strict=True
+        ):
+            if not mask.all():
+                positions.setdefault(parameter, {})[dimension] = mask.nonzero().flatten()
         for name, first in _shared_names(self.model).items():
             if first in positions:
                 positions[name] = positions[first]
         return positions
+
+    @cached_property
+    def _packed(self) -> tuple[dict[tuple[str, int], int], Tensor, Tensor]:
+        """All places as one: sizes by parameter and dimension, which lie one behind the other.
+
+        And two int64 [positions in places]: a channel, counted over all axes, and its position.
+        """
+        sizes = {
+            (place.parameter, place.dimension): tensor_of(self.model, place.parameter).shape[
+                place.dimension
+            ]
+            for axis in self.axes
+            for place in axis.places
+        }
+        starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+        channels, positions, start = [], [], 0
+        for axis in self.axes:
+            own = torch.arange(start, start + axis.channels)
+            start += axis.channels
+            for place in axis.places:
+                channels.append(own.repeat_interleave(place.multiplicity))
+                positions.append(
+                    place.positions.flatten() + starts[place.parameter, place.dimension]
+                )
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return sizes, torch.cat([nothing, *channels]), torch.cat([nothing, *positions])
 
     def failing(self, kept: Sequence[Sequence[int]], *, scramble: bool = False) -> dict[str, str]:
         """Names of the axes for which keeping `kept` does not give the zeroed network, and how.

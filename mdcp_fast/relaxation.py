@@ -78,8 +78,8 @@ def _counts(cost: CostModel, widths: Tensor) -> Tensor:
 class _Axis:
     """One axis: the widths it may have, and how the costs depend on its width w.
 
-    Where the counts of a term are p + f w and q + g w, it is p q + (p g + q f) w + f g w^2. So, with
-    the other axes as they are, a cost is a constant + `linear` * w + `square` * w^2.
+    Where the counts of a term are p + f w and q + g w, it is p q + (p g + q f) w + f g w^2. So,
+    with the other axes as they are, a cost is a constant + `linear` * w + `square` * w^2.
 
     Args:
         cost: Costs of the network.
