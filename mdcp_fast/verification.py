@@ -47,14 +47,15 @@ def scrambled(model: nn.Module) -> nn.Module:
         if not (is_weight and tensor.is_floating_point()):
             return _double(tensor, copied=True)
         flat = torch.empty(tensor.numel(), dtype=torch.float64)
+        scale = (2 / max(tensor[0].numel(), 1)) ** 0.5 if tensor.dim() >= 2 else 1.0
         done = 0
         while done < len(flat):
             count = min(NOISE - at, len(flat) - done)
-            flat[done : done + count] = noise[at : at + count]
+            torch.mul(noise[at : at + count], scale, out=flat[done : done + count])
             done, at = done + count, (at + count) % NOISE
         values = flat.view(tensor.shape).to(tensor.device)
         if tensor.dim() >= 2:
-            return values.mul_((2 / max(tensor[0].numel(), 1)) ** 0.5)
+            return values
         return values.clamp_(-2, 2).mul_(0.2).add_(1)  # scales stay positive, shifts are not zero
 
     return rebuilt(model, fresh).eval()
@@ -73,8 +74,7 @@ def zero(model: nn.Module, kept: Positions) -> nn.Module:
             for dimension, positions in dimensions.items():
                 gone = torch.ones(tensor.shape[dimension], dtype=torch.bool)
                 gone[positions] = False
-                gone = gone.view(-1, *[1] * (tensor.dim() - 1 - dimension)).to(tensor.device)
-                tensor.masked_fill_(gone, 0)
+                tensor.index_fill_(dimension, gone.nonzero().flatten().to(tensor.device), 0)
     return model
 
 
