@@ -289,13 +289,16 @@ def trace(
     walk = Walk()
     walk_program(walk, export(model, inputs), same)
     multiplications = list(walk.multiplications)  # training mode has other costs
+    if walk.all_known and not _unreached(walk, model):
+        macs = sum(one.positions * tensor_of(model, one.weight).numel() for one in multiplications)
+    else:
+        macs = count_macs(model, inputs)
     unreached = _walk_unreached(walk, model, inputs, same)
     for use in walk.uses.values():
         itself = ignored.get(use.parameter)
         if itself is not None and (use.role == OUTPUT or (use.role == ALONG and itself)):
             walk.classes.fix(use.labels, "ignored, as asked")
 
-    macs = count_macs(model, inputs)
     normalized_by = {weight: mean for weight, mean in walk.normalized_by.items() if mean}
     axes, fixed = gather(walk.uses.values(), walk.finish(), allow_inexact)
     fixed = merged([*fixed, *unreached])
@@ -332,6 +335,12 @@ def _shared_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
+def _unreached(walk: Walk, model: nn.Module) -> list[str]:
+    """Parameters that no captured graph uses so far."""
+    reached = {name for name, _ in walk.uses}
+    return [name for name, p in model.named_parameters() if name not in reached and p.dim()]
+
+
 def _walk_unreached(
     walk: Walk, model: nn.Module, inputs: Inputs, same: Mapping[str, str]
 ) -> list[FixedAxis]:
@@ -340,12 +349,7 @@ def _walk_unreached(
     Returns:
         What was not reached even so: it keeps its size.
     """
-
-    def unreached() -> list[str]:
-        reached = {name for name, _ in walk.uses}
-        return [name for name, p in model.named_parameters() if name not in reached and p.dim()]
-
-    if not unreached():
+    if not _unreached(walk, model):
         return []
     reason = "no output depends on it"
     try:
@@ -356,7 +360,7 @@ def _walk_unreached(
             f"these example inputs, so it will not fit what it reads: {error.__cause__}"
         )
     sizes: dict[str, int] = {}
-    for name in unreached():
+    for name in _unreached(walk, model):
         sizes.setdefault(module_of(name), model.get_parameter(name).shape[0])
     return [FixedAxis(name, size, reason) for name, size in sizes.items()]
 

@@ -107,6 +107,7 @@ class Walk:
         classes: Which labels go together.
         uses: Where labels sit, by parameter and dimension.
         multiplications: What each layer costs.
+        all_known: Whether every op was analysed, so that nothing but these layers multiplies.
         normalized_by: By weight, the running mean of the BatchNorm right behind its layer; "" where
             something else reads its output as well.
     """
@@ -115,6 +116,7 @@ class Walk:
         self.classes = Classes()
         self.uses: dict[tuple[str, int], Use] = {}
         self.multiplications: list[Multiplication] = []
+        self.all_known = True
         self.normalized_by: dict[str, str] = {}
         self._split_views: list[Tensor] = []
         self._names: dict[str, str] = {}
@@ -198,6 +200,7 @@ class Walk:
 
     def unknown(self, call: Call, why: str = "an op that is not analysed") -> Any:
         """Everything that goes into the call stays whole."""
+        self.all_known = False
         reason = f"{why}: {call.name}, {call.where}"
         for source in call.node.all_input_nodes:
             if self.is_parameter(source):
