@@ -90,8 +90,11 @@ def gather(
     """
     uses = list(uses)
     fate, fates = _fates(resolved)
-    group = _group(uses, resolved.roots, fate)
-    places = _places(uses, resolved.roots, group)
+    known: dict[tuple[int, ...], Tensor] = {}  # a layer and its BatchNorm have the same roots
+    along = [resolved.roots[use.labels] for use in uses]
+    along = [known.setdefault(tuple(roots.tolist()), roots) for roots in along]
+    group = _group(known.values(), fate)
+    places = _places(uses, along, group)
 
     axes: list[Axis] = []
     fixed: list[FixedAxis] = []
@@ -149,14 +152,14 @@ def _fates(resolved: Resolved) -> tuple[Tensor, list[tuple[str | None, str | Non
     return fate, fates
 
 
-def _group(uses: list[Use], roots: Tensor, fate: Tensor) -> Tensor:
-    """The group of every root, int64 [labels], refined use by use."""
+def _group(along: Iterable[Tensor], fate: Tensor) -> Tensor:
+    """The group of every root, int64 [labels], refined by the roots along each use."""
     group = fate.clone()
     following = int(group.max()) + 1
-    for use in uses:
-        present, counts = torch.unique(roots[use.labels], return_counts=True)
+    for roots in along:
+        present, counts = torch.unique(roots, return_counts=True)
         # Pairs (group, count) as single numbers: unique rows take far longer.
-        keys = group[present] * (len(use.labels) + 1) + counts
+        keys = group[present] * (len(roots) + 1) + counts
         distinct, refined = torch.unique(keys, return_inverse=True)
         group[present] = refined + following
         following += len(distinct)
@@ -165,23 +168,47 @@ def _group(uses: list[Use], roots: Tensor, fate: Tensor) -> Tensor:
 
 
 def _places(
-    uses: list[Use], roots: Tensor, group: Tensor
+    uses: list[Use], along: list[Tensor], group: Tensor
 ) -> dict[int, list[tuple[tuple[int, int], Place]]]:
-    """For each group its places, each with (use, first root), which orders the groups."""
+    """For each group its places, each with (use, first root), which orders the groups.
+
+    Args:
+        uses: Where labels sit.
+        along: The roots there; one tensor for all uses where they are the same.
+        group: The group of every root.
+    """
+    split: dict[int, list[tuple[int, int, Tensor]]] = {}
     places: dict[int, list[tuple[tuple[int, int], Place]]] = {}
-    for index, use in enumerate(uses):
-        own = roots[use.labels]
-        order = torch.argsort(own, stable=True)  # so rows of all places agree on the channel
-        groups = group[own[order]]
-        for number in torch.unique(groups).tolist():
-            if number < 0:
-                continue
-            positions = order[groups == number]
-            members = own[positions]
-            channels = len(torch.unique(members))
-            place = Place(use.parameter, use.dimension, positions.view(channels, -1), use.role)
-            places.setdefault(number, []).append(((index, int(members[0])), place))
+    for index, (use, roots) in enumerate(zip(uses, along, strict=True)):
+        if id(roots) not in split:
+            split[id(roots)] = _split(roots, group)
+        for number, first, positions in split[id(roots)]:
+            place = Place(use.parameter, use.dimension, positions, use.role)
+            places.setdefault(number, []).append(((index, first), place))
     return places
+
+
+def _split(roots: Tensor, group: Tensor) -> list[tuple[int, int, Tensor]]:
+    """The groups that sit along a dimension: number, first root, positions.
+
+    Args:
+        roots: int64 [size of the dimension].
+        group: The group of every root.
+
+    Returns:
+        Positions are int64 [channels, multiplicity], by increasing root, so that the rows of all
+        places agree on the channel.
+    """
+    order = torch.argsort(roots, stable=True)
+    order = order[torch.argsort(group[roots[order]], stable=True)]
+    numbers, counts = torch.unique_consecutive(group[roots[order]], return_counts=True)
+    found = []
+    for number, positions in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
+        if number >= 0:
+            own = roots[positions]
+            multiplicity = int((own == own[0]).sum())  # that of all channels of a group
+            found.append((number, int(own[0]), positions.view(-1, multiplicity)))
+    return found
 
 
 def _unique_names(axes: list[Axis]) -> list[Axis]:

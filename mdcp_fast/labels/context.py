@@ -225,7 +225,8 @@ class Walk:
             return
         key = (self.parameter_name(node), dimension)
         known = self.uses.setdefault(key, Use(*key, labels, role))
-        self.classes.merge(known.labels, labels, "a shared parameter with a fixed use")
+        if known.labels is not labels:
+            self.classes.merge(known.labels, labels, "a shared parameter with a fixed use")
         known.read |= role == INPUT
         if role == OUTPUT or known.role == ALONG:
             known.role = role
