@@ -12,7 +12,7 @@ from torch import Tensor
 from mdcp_fast.capture import Inputs, buffers_kept, call, evaluating
 from mdcp_fast.folding import needs_masks_at_inputs, peak_memory, run_folded
 from mdcp_fast.graph import ChannelGraph
-from mdcp_fast.ops.population import LossTable, evaluate_population
+from mdcp_fast.ops.population import LossTable, PopulationFitness
 from mdcp_fast.selection import Chooser
 from mdcp_fast.verification import tensors_in
 
@@ -92,12 +92,13 @@ class AnswerEvaluator(ABC):
         *,
         labels: Sequence[Tensor] | None = None,
     ) -> None:
-        self._graph, self._kept, self._limits = graph, kept, limits
+        self._graph, self._kept = graph, kept
         self._batches, self._labels = list(batches), labels
         self._scores: dict[tuple[int, ...], float] = {}
         widths = graph.widths
         offsets = torch.cat([widths.new_zeros(1), widths.cumsum(0)])
-        self._no_loss = LossTable(torch.zeros(int(offsets[-1]), dtype=torch.float64), offsets)
+        no_loss = LossTable(torch.zeros(int(offsets[-1]), dtype=torch.float64), offsets)
+        self._excess = PopulationFitness(no_loss, graph.cost, limits)
         self.forwards = 0
         with torch.no_grad(), evaluating(graph.model), buffers_kept(graph.model):
             self._dense = [answers(call(graph.model, batch)).clone() for batch in self._batches]
@@ -125,7 +126,7 @@ class AnswerEvaluator(ABC):
         Returns:
             float64 [runs, candidates].
         """
-        excess = evaluate_population(widths, self._no_loss, self._graph.cost, self._limits)
+        excess = self._excess(widths)
         feasible = widths[excess == 0].tolist()
         fresh = [one for one in dict.fromkeys(map(tuple, feasible)) if one not in self._scores]
         for at in range(0, len(fresh), self.together):

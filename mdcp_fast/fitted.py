@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.budgets import scaled_widths
-from mdcp_fast.capture import Inputs, buffers_kept, call, evaluating, mapped
+from mdcp_fast.capture import Inputs, call, evaluating, mapped
 from mdcp_fast.evaluators import AnswerEvaluator, KeptChannels, answers
 from mdcp_fast.evolution import Evolution
 from mdcp_fast.graph import ChannelGraph
@@ -70,7 +70,7 @@ class FittedEvaluator(AnswerEvaluator):
             small = remove(graph.model, positions)
             if positions:
                 refit(graph, small, positions, self._fitted)
-            with evaluating(small), buffers_kept(small):
+            with evaluating(small):
                 for index, batch in enumerate(self._batches):
                     total[candidate] += self._loss(index, answers(call(small, batch))).cpu()
         return total

@@ -57,7 +57,7 @@ def test_another_compiler_is_skipped_by_name() -> None:
 def test_only_own_code_counts_and_no_call_twice() -> None:
     profile = """events: Ir
 fl=(unknown)
-ob=/tmp/build/instructions
+ob=/build/instructions
 fn=measured
 0 5
 cob=/usr/lib/libm.so.6
