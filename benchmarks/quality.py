@@ -29,7 +29,7 @@ from treatment import (
     BEFORE,
     COMPENSATED,
     DROPPED,
-    FINETUNED,
+    HALFWAY,
     REESTIMATED,
     STEPS,
     finetuned,
@@ -106,11 +106,19 @@ class Run:
                     self._add(key, measured | {"seconds": round(seconds, 2)}, plan)
 
     def after(
-        self, network: str, name: str, budget: float, seed: int, steps: int, budgets: list[float]
+        self,
+        network: str,
+        name: str,
+        budget: float,
+        treatment: str,
+        seed: int,
+        budgets: list[float],
     ) -> None:
-        """Fine-tunes a method's compensated network."""
+        """Fine-tunes a method's compensated network; in half the steps only those of ours."""
         method = METHODS[name]
-        key = (network, name, budget, FINETUNED, seed)
+        if treatment == HALFWAY and method.family != OURS:
+            return
+        key = (network, name, budget, treatment, seed)
         if not self.missing(key):
             return
         # Where the choice of channels is by lot, each seed has its own.
@@ -122,8 +130,8 @@ class Run:
         if choice not in self._compensated:
             self._compensated[choice] = treated(subject, plan, COMPENSATED)
         small = copy.deepcopy(self._compensated[choice])
-        curve = finetuned(subject, small, seed, steps)
-        measured = {"test": accuracy(small, subject.test), "curve": curve, "steps": steps}
+        curve = finetuned(subject, small, seed, STEPS[treatment])
+        measured = {"test": accuracy(small, subject.test), "curve": curve}
         self._add(key, measured, plan)
 
     def plan(
@@ -188,7 +196,8 @@ def run(arguments: argparse.Namespace) -> None:
             for budget in reversed(budgets):
                 for name in (name for name, method in METHODS.items() if method.tuned):
                     for network in arguments.networks:
-                        this.after(network, name, budget, seed, arguments.steps, budgets)
+                        for treatment in STEPS:
+                            this.after(network, name, budget, treatment, seed, budgets)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -202,7 +211,6 @@ def main(argv: list[str] | None = None) -> None:
     runner.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
     runner.add_argument("--tune", action="store_true", help="fine-tune")
     runner.add_argument("--seeds", type=int, default=1, help="of the fine-tuning")
-    runner.add_argument("--steps", type=int, default=STEPS, help="of the fine-tuning")
     runner.add_argument("--only", default="", metavar="REGEX", help="keys, e.g. 'vgg.best.*0.3'")
     runner.add_argument("--redo", metavar="REGEX", help="keys that are measured anew")
     runner.add_argument("--cache", type=Path, default=default_cache(), help="trained networks")

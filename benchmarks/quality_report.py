@@ -20,16 +20,20 @@ from treatment import (
     CURVE_IMAGES,
     DROPPED,
     FINETUNED,
+    HALFWAY,
     REESTIMATED,
     STEPS,
 )
 
-TREATMENTS = (*BEFORE, FINETUNED)
+TREATMENTS = (*BEFORE, *STEPS)
 EXPLAINED = {
     DROPPED: "the channels are removed, nothing else",
     REESTIMATED: "then BatchNorm's statistics are re-estimated on 1,000 unlabelled training images",
     COMPENSATED: "ridge compensation and re-estimation, on the same images",
-    FINETUNED: f"compensated, then {STEPS} steps of {BATCH} training images with their labels",
+    **{
+        name: f"compensated, then {steps} steps of {BATCH} training images with their labels"
+        for name, steps in STEPS.items()
+    },
 }
 DENSE = "dense"
 TITLES = {name: network.title for name, network in NETWORKS.items()}
@@ -232,7 +236,7 @@ def _bars(records: list[dict[str, Any]], table: Table) -> str:
                 cells.append(f"{100 * (mean - statistics.mean(greedy)):+.1f}" if greedy else "")
                 row = " | ".join(cells)
                 lines.append(f"| {TITLES[network]} | {budget:.0%} | {treatment} | {row} |")
-    steps = _halfway(records, rivals)
+    steps = _halfway(records, table, rivals)
     return "\n".join(lines) + (f"\n\n{steps}" if steps else "")
 
 
@@ -251,36 +255,34 @@ def curves(records: Iterable[dict[str, Any]]) -> dict[tuple[str, str, float], li
     }
 
 
-def _halfway(records: list[dict[str, Any]], rivals: list[str]) -> str:
-    """When `best` reaches what the best rival ends with."""
+def _halfway(records: list[dict[str, Any]], table: Table, rivals: list[str]) -> str:
+    """How soon `best` reaches what the best rival ends with."""
     mean = curves(records)
     lines = []
-    for network, method, budget in mean:
-        if method != BEST:
-            continue
-        ends = [
-            (mean[network, name, budget][-1][1], name)
-            for name in rivals
-            if (network, name, budget) in mean
-        ]
-        if not ends:
-            continue
-        end, name = max(ends)
-        curve = mean[network, BEST, budget]
-        when = next((step for step, accuracy in curve if accuracy >= end), None)
-        reached = "not reached" if when is None else f"after {when:.0f}"
-        lines.append(
-            f"| {TITLES[network]} | {budget:.0%} | {name} {100 * end:.1f} | {reached} "
-            f"| {curve[-1][0]:.0f} |"
-        )
+    for network in _ordered(table, 0):
+        for budget in _budgets(table):
+            found = _best_of(table, network, budget, FINETUNED, rivals)
+            curve = mean.get((network, BEST, budget))
+            if found is None or curve is None:
+                continue
+            end = mean[network, found[0], budget][-1][1]
+            when = next((step for step, accuracy in curve if accuracy >= end), None)
+            own = table.get((network, BEST, budget, HALFWAY))
+            above = f"{100 * (statistics.mean(own) - found[1]):+.1f}" if own else ""
+            lines.append(
+                f"| {TITLES[network]} | {budget:.0%} | {found[0]} {100 * found[1]:.1f} "
+                f"| {_cell(own, False)} | {above} | {'never' if when is None else round(when)} |"
+            )
     if not lines:
         return ""
     head = [
-        f"When `best` reaches the final accuracy of its best rival, in fine-tuning steps, on the "
-        f"first {CURVE_IMAGES:,} test images:",
+        f"`best` after a schedule of {STEPS[HALFWAY]} steps against the best rival after one of "
+        f"{STEPS[FINETUNED]}; and the step of its own {STEPS[FINETUNED]} at which `best` first "
+        f"reaches that rival's end, on the first {CURVE_IMAGES:,} test images:",
         "",
-        "| network | budget | best rival, final | best reaches it | of |",
-        "|---|---:|---|---:|---:|",
+        "| network | budget | best rival, final | best in half the steps | points above "
+        "| reached at step |",
+        "|---|---:|---|---:|---:|---:|",
     ]
     return "\n".join(head + lines)
 

@@ -24,11 +24,10 @@ from mdcp_fast.labels import ALONG, OUTPUT, Multiplication, Walk, walk_program
 from mdcp_fast.removal import tensor_of
 from mdcp_fast.verification import (
     TOLERANCE,
+    cropped,
     culprits,
     difference,
-    in_float64,
     runs,
-    scrambled,
     tensors_in,
 )
 
@@ -155,21 +154,24 @@ class ChannelGraph:
 
         Args:
             kept: For each axis, the channels that stay.
-            scramble: Try it with random weights under which every channel matters.
+            scramble: Try it with random weights under which every channel matters, and on a corner
+                of the example images where that passes.
 
         Raises:
             ValueError: The network fails its own check with nothing removed, so it says nothing.
         """
-        make_double = scrambled if scramble else in_float64
 
-        def trial(indices: Sequence[int]) -> str | None:
+        def trial(indices: Sequence[int], inputs: Inputs = self.example_inputs) -> str | None:
             wanted = set(indices)
             chosen = [
                 kept[i] if i in wanted else range(axis.channels) for i, axis in enumerate(self.axes)
             ]
-            return self._failure(chosen, make_double(self.model))
+            return self._failure(chosen, inputs, scramble)
 
-        if trial(range(len(self.axes))) is None:
+        everything = range(len(self.axes))
+        if scramble and trial(everything, cropped(self.example_inputs)) is None:
+            return {}
+        if trial(everything) is None:
             return {}
         unpruned = trial([])
         if unpruned is not None:
@@ -180,10 +182,10 @@ class ChannelGraph:
         found = culprits(len(self.axes), trial)
         return {self.axes[i].name: reason for i, reason in found.items()}
 
-    def _failure(self, kept: Sequence[Sequence[int]], double: nn.Module) -> str | None:
+    def _failure(self, kept: Sequence[Sequence[int]], inputs: Inputs, scramble: bool) -> str | None:
         """What is wrong with the network pruned to `kept`, or None.
 
-        Inexact axes are only required to run. `double` is used up.
+        Inexact axes are only required to run.
         """
         exact = [
             chosen if axis.exact else range(axis.channels)
@@ -191,8 +193,8 @@ class ChannelGraph:
         ]
         try:
             if not all(axis.exact for axis in self.axes):
-                runs(double, self.positions(kept), self.example_inputs)
-            gap = difference(double, self.positions(exact), self.example_inputs)
+                runs(self.model, self.positions(kept), inputs)
+            gap = difference(self.model, self.positions(exact), inputs, scramble=scramble)
         except Exception as error:  # whatever the user's forward raises on fewer channels
             first = (str(error).strip().splitlines() or [""])[0]
             return (
@@ -263,8 +265,9 @@ def trace(
         allow_inexact: Also prune channels that a LayerNorm, a GroupNorm or a softmax mixes. There
             removing a channel is not the same as zeroing it: the statistics of the others change.
         check: Prune half of every axis on a copy and compare it, in float64, with the same network
-            with those channels zeroed. An axis that fails (sizes written into a `view`, say) is
-            left whole, with the reason.
+            with those channels zeroed, on a corner of the example images where the network takes
+            one (`prune` compares the plan on the whole of them). An axis that fails (sizes written
+            into a `view`, say) is left whole, with the reason.
 
     Returns:
         The graph. `print` it before pruning anything. A network with nothing to prune gives a graph

@@ -16,23 +16,28 @@ from mdcp_fast.capture import Inputs, call, mapped
 from mdcp_fast.removal import Positions, rebuilt, remove, tensor_of
 
 TOLERANCE = 1e-10  # largest difference, relative to the largest output, of a right removal
+CORNER = 64  # pixels; what halves its images five times, as most networks do, keeps two
 NOISE = 1_000_003  # a prime, so that no two rows of a weight repeat the same noise
 
 
-def in_float64(model: nn.Module) -> nn.Module:
-    """A copy in double precision and evaluation mode."""
-    return rebuilt(model, lambda tensor: _double(tensor, copied=True)).eval()
-
-
-def _double(tensor: Tensor, copied: bool = False) -> Tensor:
-    if tensor.is_complex():
-        return tensor.detach().to(torch.complex128, copy=copied)
-    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to(dtype, copy=copied)
+Fresh = Callable[[Tensor], Tensor]  # makes a tensor's copy in double precision
 
 
 def scrambled(model: nn.Module) -> nn.Module:
-    """A float64 copy with random weights under which every channel matters to the outputs.
+    """A copy in float64 and evaluation mode with random weights: see `scrambling`."""
+    return rebuilt(model, scrambling()).eval()
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """A copy in double precision."""
+    if tensor.is_complex():
+        return tensor.detach().to(torch.complex128, copy=True)
+    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(dtype, copy=True)
+
+
+def scrambling() -> Fresh:
+    """Makes random weights of each tensor under which every channel matters to the outputs.
 
     Whether removing equals zeroing is a matter of structure. Untrained or badly scaled weights
     would hide a difference: where signals die out on their way, everything equals everything.
@@ -45,7 +50,7 @@ def scrambled(model: nn.Module) -> nn.Module:
         nonlocal at
         is_weight = isinstance(tensor, nn.Parameter) or tensor.dim() == 1
         if not (is_weight and tensor.is_floating_point()):
-            return _double(tensor, copied=True)
+            return in_float64(tensor)
         flat = torch.empty(tensor.numel(), dtype=torch.float64)
         scale = (2 / max(tensor[0].numel(), 1)) ** 0.5 if tensor.dim() >= 2 else 1.0
         done = 0
@@ -58,47 +63,86 @@ def scrambled(model: nn.Module) -> nn.Module:
             return values
         return values.clamp_(-2, 2).mul_(0.2).add_(1)  # scales stay positive, shifts are not zero
 
-    return rebuilt(model, fresh).eval()
+    return fresh
 
 
-def zero(model: nn.Module, kept: Positions) -> nn.Module:
-    """Sets to zero, in place, whatever of the parameters `kept` would remove.
+def zeroed(model: nn.Module, small: nn.Module, kept: Positions, fresh: Fresh) -> nn.Module:
+    """A copy of the dense network, in evaluation mode, with zeros for what `small` has lost.
 
-    Statistics of a zeroed channel do not matter: its normalisation multiplies by zero.
+    Statistics of a zeroed channel do not matter: its normalisation multiplies by zero. So buffers
+    stay whole.
+
+    Args:
+        model: The dense network; not changed.
+        small: The pruned one, after `fresh`. Its parameters are shared or copied.
+        kept: Positions that `small` has.
+        fresh: Makes the removed entries of buffers.
     """
-    with torch.no_grad():
-        for name, dimensions in kept.items():
-            tensor = tensor_of(model, name)
-            if not isinstance(tensor, nn.Parameter):
-                continue
-            for dimension, positions in dimensions.items():
-                gone = torch.ones(tensor.shape[dimension], dtype=torch.bool)
-                gone[positions] = False
-                tensor.index_fill_(dimension, gone.nonzero().flatten().to(tensor.device), 0)
-    return model
+    dimensions = {id(tensor_of(model, name)): wanted for name, wanted in kept.items()}
+    twins = {
+        id(tensor): tensor_of(small, name)
+        for tensors in (model.named_parameters(), model.named_buffers())
+        for name, tensor in tensors
+    }
+
+    def change(tensor: Tensor) -> Tensor:
+        twin, lost = twins[id(tensor)].detach(), dimensions.get(id(tensor), {})
+        is_parameter = isinstance(tensor, nn.Parameter)
+        if not lost:
+            return twin if is_parameter else twin.clone()  # which a network may write to
+        full = twin.new_zeros(tensor.shape) if is_parameter else fresh(tensor)
+        count = max(lost) + 1  # dimensions behind are copied in one piece
+        return full.index_put_(
+            tuple(
+                lost.get(dimension, torch.arange(tensor.shape[dimension]))
+                .to(tensor.device)
+                .view(-1, *[1] * (count - dimension - 1))
+                for dimension in range(count)
+            ),
+            twin,
+        )
+
+    return rebuilt(model, change).eval()
+
+
+def cropped(inputs: Inputs) -> Inputs:
+    """A corner of all images: the same layers at less cost, if a network takes it."""
+
+    def corner(tensor: Tensor) -> Tensor:
+        if tensor.dim() != 4 or not tensor.is_floating_point():
+            return tensor
+        return tensor[..., :CORNER, :CORNER]
+
+    cut: Inputs = mapped(inputs, corner)
+    return cut
 
 
 @torch.no_grad()
-def difference(double: nn.Module, kept: Positions, inputs: Inputs) -> float:
+def difference(
+    model: nn.Module, kept: Positions, inputs: Inputs, *, scramble: bool = False
+) -> float:
     """Largest relative difference between the outputs of the pruned and the zeroed network.
 
     Args:
-        double: The dense network in float64 and evaluation mode; it becomes the zeroed one.
+        model: The dense network; not changed.
         kept: Positions that stay.
         inputs: Example inputs, of any dtype.
+        scramble: With random weights under which every channel matters.
 
     Raises:
         Exception: Whatever the pruned network raises when its sizes do not fit.
     """
-    inputs = mapped(inputs, _double)
-    small = call(remove(double, kept), inputs)
-    return relative_difference(small, call(zero(double, kept), inputs))
+    fresh = scrambling() if scramble else in_float64
+    inputs = mapped(inputs, in_float64)
+    small = rebuilt(remove(model, kept), fresh).eval()
+    ours = call(small, inputs)
+    return relative_difference(ours, call(zeroed(model, small, kept, fresh), inputs))
 
 
 @torch.no_grad()
-def runs(double: nn.Module, kept: Positions, inputs: Inputs) -> None:
+def runs(model: nn.Module, kept: Positions, inputs: Inputs) -> None:
     """Runs the pruned network, and raises whatever it raises when its sizes do not fit."""
-    call(remove(double, kept), mapped(inputs, _double))
+    call(rebuilt(remove(model, kept), in_float64).eval(), mapped(inputs, in_float64))
 
 
 def relative_difference(left: Any, right: Any) -> float:

@@ -17,7 +17,7 @@ from mdcp_fast.capture import call, evaluating, mapped
 from mdcp_fast.folding import PeakMemory, folded, needs_masks_at_inputs, run_folded
 from mdcp_fast.graph import ChannelGraph, trace
 from mdcp_fast.removal import remove
-from mdcp_fast.verification import tensors_in, zero
+from mdcp_fast.verification import tensors_in, zeroed
 
 CANDIDATES = 3
 # With and without BatchNorm; concatenations, depthwise and grouped layers, activations that do not
@@ -106,7 +106,9 @@ def test_folded_is_each_candidate_alone(name: str) -> None:
     output = tensors_in(run_folded(graph, graph.model, inputs, masks, at_inputs))[0]
     for part, channels in zip(output.chunk(CANDIDATES), chosen, strict=True):
         positions = graph.positions(channels)
-        masked = batch_statistics(zero(copy.deepcopy(graph.model), positions), inputs)
+        masked = batch_statistics(
+            zeroed(graph.model, remove(graph.model, positions), positions, torch.clone), inputs
+        )
         pruned = batch_statistics(remove(graph.model, positions), inputs)
         torch.testing.assert_close(part, masked, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(part, pruned, rtol=1e-9, atol=1e-9)

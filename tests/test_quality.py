@@ -16,7 +16,7 @@ from quality import main
 from records import Records
 from rivals import CRITERIA, Rival
 from subject import Subject, load_subject, uniform_widths
-from treatment import COMPENSATED, DROPPED, finetuned, treated
+from treatment import COMPENSATED, DROPPED, FINETUNED, STEPS, finetuned, treated
 
 from mdcp_fast.plan import PruningPlan
 
@@ -87,13 +87,16 @@ def test_fine_tuning_repeats_and_its_curve_ends_with_the_network(subject: Subjec
     assert curves[0][-1][1] == accuracy(networks[0], subject.test)
 
 
-def test_a_run_resumes_and_reports(cache: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_and_reports(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STEPS, FINETUNED, 2)
     results = tmp_path / "quality.json"
 
     def run(*more: str) -> Records:
         given = ["run", "--quick", "--cache", str(cache), "--results", str(results)]
         given += ["--only", r"resnet\|random\|"]
-        main([*given, "--budgets", "0.6", "0.15", "--steps", "2", *more])
+        main([*given, "--budgets", "0.6", "0.15", *more])
         return Records(results)
 
     first = run("--tune")

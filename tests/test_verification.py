@@ -10,6 +10,7 @@ from blocks import DenseConcatenation, Residual, image
 from torch import nn
 
 from mdcp_fast.graph import trace
+from mdcp_fast.removal import rebuilt, remove
 from mdcp_fast.verification import (
     TOLERANCE,
     culprits,
@@ -17,19 +18,20 @@ from mdcp_fast.verification import (
     in_float64,
     relative_difference,
     scrambled,
+    zeroed,
 )
 
 
 def test_a_shifted_position_shows() -> None:
     graph = trace(DenseConcatenation(), image(), check=False)
     right = graph.positions([range(0, axis.channels, 2) for axis in graph.axes])
-    assert difference(scrambled(graph.model), right, (image(),)) <= TOLERANCE
+    assert difference(graph.model, right, (image(),), scramble=True) <= TOLERANCE
     for name, dimension in [("head.weight", 1), ("bn.weight", 0), ("bn.running_mean", 0)]:
         kept = right[name][dimension]
         wrong = {**right, name: {**right[name], dimension: (kept + 1).clamp_max(int(kept[-1]))}}
         wrong[name][dimension][:-1] = kept[:-1]
         wrong[name][dimension][0] = kept[0] + 1
-        assert difference(scrambled(graph.model), wrong, (image(),)) > 1e-6, name
+        assert difference(graph.model, wrong, (image(),), scramble=True) > 1e-6, name
 
 
 def test_scrambled_weights_let_every_channel_matter() -> None:
@@ -45,10 +47,21 @@ def test_scrambled_weights_let_every_channel_matter() -> None:
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_a_copy_in_float64_leaves_the_model() -> None:
-    model = Residual().half().train()
-    double = in_float64(model)
+def test_a_zeroed_copy_leaves_the_model() -> None:
+    graph = trace(Residual(), image(), check=False)
+    model = graph.model.half().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kept = graph.positions([range(0, axis.channels, 2) for axis in graph.axes])
+    small = rebuilt(remove(model, kept), in_float64)
+    double = zeroed(model, small, kept, in_float64)
     assert not double.training and model.training
+    assert all(torch.equal(model.state_dict()[name], old) for name, old in before.items())
+    for name, parameter in double.named_parameters():
+        dense, wanted = before[name].double(), kept.get(name, {})
+        for dimension, positions in wanted.items():
+            gone = torch.ones(dense.shape[dimension]).index_fill_(0, positions, 0).bool()
+            dense = dense.index_fill(dimension, gone.nonzero().flatten(), 0)
+        assert torch.equal(parameter, dense), name
     assert {p.dtype for p in model.parameters()} == {torch.float16}
     assert double.bn.num_batches_tracked.dtype == torch.int64
 
