@@ -265,7 +265,7 @@ const Op kOps[] = {
     {"ward", ward},
     {"kmeans, ward", [] { kmeans(mdcp::KMeansProblem::kWard, 3); }},
     {"kmeans, k-means++", [] { kmeans(mdcp::KMeansProblem::kPlusPlus, 3); }},
-    {"kmeans, 8 dimensions", [] { kmeans(mdcp::KMeansProblem::kPlusPlus, 8); }},
+    {"kmeans, 16 dimensions", [] { kmeans(mdcp::KMeansProblem::kPlusPlus, 16); }},
     {"crowding_distance", crowding},
     {"evaluate_population", population},
     {"evolution", evolution},

@@ -223,6 +223,28 @@ def test_every_k_at_once_is_each_k_alone() -> None:
             assert torch.equal(labels, one(points, k, init=init).labels), (init, k)
 
 
+@pytest.mark.parametrize("init", ["ward", "k-means++", "given"])
+def test_coordinates_that_are_zero_in_a_whole_problem_change_nothing(init: str) -> None:
+    narrow, k = cloud(200, 3), torch.tensor([20, 7])
+    wide = torch.nn.functional.pad(narrow, (0, 13))
+    wide[100:, 15] = cloud(100, 1)[:, 0]  # the other problem uses them all
+    centers = cloud(27, 3)
+    padded = torch.nn.functional.pad(centers, (0, 13))
+    both = kmeans(wide, bounds(100, 100), k, init=padded if init == "given" else init)
+    alone = one(narrow[:100], 20, init=centers[:20] if init == "given" else init)
+    assert torch.equal(both.labels[:100], alone.labels)
+    assert torch.equal(both.centers[:20], torch.nn.functional.pad(alone.centers, (0, 13)))
+    assert both.inertia[0] == alone.inertia[0] and both.iterations[0] == alone.iterations[0]
+
+
+def test_given_centers_may_use_coordinates_that_no_point_does() -> None:
+    points = torch.nn.functional.pad(cloud(50, 2), (0, 4))
+    centers = cloud(5, 6)
+    found = one(points, 5, init=centers, max_iter=0)
+    assert torch.equal(found.centers, centers)
+    np.testing.assert_array_equal(found.labels.numpy(), nearest(points, centers))
+
+
 def test_seeds_of_a_smaller_k_come_first() -> None:
     points = cloud(100, 2)
     few = one(points, 10, init="k-means++", max_iter=0, seed=3)

@@ -12,6 +12,7 @@
 #include "cpu/lloyd.h"
 #include "cpu/parallel.h"
 #include "cpu/seeding.h"
+#include "cpu/trimmed.h"
 #include "native.h"
 #include "numerics/distance.h"
 #include "numerics/fixed.h"
@@ -158,17 +159,30 @@ class Batch {
 
     void prepare(int64_t p, int threads) {
         Problem& problem = problems_[p];
-        const float* points = in_.points + in_.offsets[p] * in_.dimensions;
-        problem.cloud = std::make_unique<Cloud>(points, count(p), in_.dimensions);
+        const float* given = in_.points + in_.offsets[p] * in_.dimensions;
+        const Trimmed own(given, count(p), in_.dimensions, used(p));
+        problem.cloud = std::make_unique<Cloud>(own.points, count(p), own.dimensions);
         if (in_.init == KMeansProblem::kWard) {
             problem.cuts = std::make_unique<Cuts>(
                 *problem.cloud,
-                ward_hierarchy(points, count(p), in_.dimensions, problem.cloud->point_of,
+                ward_hierarchy(own.points, count(p), own.dimensions, problem.cloud->point_of,
                                {threads, execution_.simd}));
         } else if (in_.init == KMeansProblem::kPlusPlus) {
             problem.seeds = kmeans_plus_plus(*problem.cloud, in_.k[problem.jobs.back()], in_.seed,
                                              execution_.simd);
         }
+    }
+
+    // Dimensions without those that are zero for all points, and for given centres.
+    int32_t used(int64_t p) const {
+        int32_t most =
+            used_dimensions(in_.points + in_.offsets[p] * in_.dimensions, count(p), in_.dimensions);
+        if (in_.init != KMeansProblem::kGiven) return most;
+        for (int64_t job : problems_[p].jobs) {
+            most = std::max(most, used_dimensions(in_.centers + row_[job] * in_.dimensions,
+                                                  in_.k[job], in_.dimensions));
+        }
+        return most;
     }
 
     // Shares of about equal work, the largest first.
@@ -231,8 +245,9 @@ class Batch {
             for (int64_t cluster = before; cluster < k; ++cluster) {
                 float center[kMaxDimensions];
                 const int32_t slot = problem.cloud->slot_of[problem.seeds[cluster]];
-                for (int d = 0; d < in_.dimensions; ++d) {
-                    center[d] = problem.cloud->coordinates[d * problem.cloud->slots + slot];
+                for (int d = 0; d < problem.cloud->given; ++d) {
+                    center[d] =
+                        problem.cloud->coordinates[place(slot, d, problem.cloud->dimensions)];
                 }
                 seeds.set_center(cluster, center);
             }
@@ -245,7 +260,7 @@ class Batch {
         clusters.grow(in_.k[job]);
         for (int64_t cluster = 0; cluster < in_.k[job]; ++cluster) {
             float center[kMaxDimensions];
-            for (int d = 0; d < in_.dimensions; ++d) {
+            for (int d = 0; d < problem.cloud->given; ++d) {
                 const double value =
                     in_.centers[(row_[job] + cluster) * in_.dimensions + d] * problem.cloud->scale;
                 center[d] = static_cast<float>(std::clamp(value, -kFarAway, kFarAway));
@@ -265,10 +280,11 @@ class Batch {
         const Cloud& cloud = *problem.cloud;
         float* centers = out_.centers + row_[job] * in_.dimensions;
         for (int64_t cluster = 0; cluster < in_.k[job]; ++cluster) {
-            for (int d = 0; d < in_.dimensions; ++d) {
-                centers[cluster * in_.dimensions + d] =
-                    static_cast<float>(clusters.center(cluster, d) / cloud.scale);
+            float* center = centers + cluster * in_.dimensions;
+            for (int d = 0; d < cloud.given; ++d) {
+                center[d] = static_cast<float>(clusters.center(cluster, d) / cloud.scale);
             }
+            std::fill(center + cloud.given, center + in_.dimensions, 0.0f);
         }
         int64_t* labels = out_.labels + out_.offsets[job];
         for (int64_t slot = 0; slot < cloud.count; ++slot) {

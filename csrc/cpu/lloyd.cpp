@@ -42,13 +42,13 @@ Cloud::Cloud(const float* points, int64_t count, int32_t given)
         for (int d = 0; d < given; ++d) {
             const double value = points[point_of[slot] * int64_t{given} + d];
             const float scaled = static_cast<float>(value * scale);
-            coordinates[d * slots + slot] = scaled;
+            coordinates[place(slot, d, dimensions)] = scaled;
             fixed[slot * given + d] = to_fixed(scaled);
         }
     }
     for (int d = 0; d < dimensions; ++d) {
         for (int64_t block = 0; block < blocks; ++block) {
-            const float* start = coordinates.data() + d * slots + block * kBlock;
+            const float* start = coordinates.data() + place(block * kBlock, d, dimensions);
             const auto [least, most] = std::minmax_element(start, start + kBlock);
             low[d * boxes + block] = *least;
             high[d * boxes + block] = *most;
@@ -61,7 +61,7 @@ Cloud::Cloud(const float* points, int64_t count, int32_t given)
 template <int kDimensions>
 struct Assign {
     struct View {
-        int64_t slots, blocks, boxes, stride, k;
+        int64_t blocks, boxes, k;
         const float *coordinates, *low, *high, *centers;
         const int32_t* is_moved;
         int32_t* label;
@@ -104,13 +104,13 @@ struct Assign {
 
     // True if the centre is now the nearest of any of the sixteen.
     static MDCP_INLINE bool offer(const View& view, int64_t block, int32_t center, Best& best) {
-        const float* coordinates = view.coordinates + block * kBlock;
-        const float* at = view.centers + center;
+        const float* coordinates = view.coordinates + place(block * kBlock, 0, kDimensions);
+        const float* at = view.centers + place(center, 0, kDimensions);
         int32_t any = 0;
         MDCP_LANES
         for (int lane = 0; lane < kBlock; ++lane) {
             const float distance =
-                squared_distance<kDimensions>(coordinates + lane, view.slots, at, view.stride);
+                squared_distance<kDimensions>(coordinates + lane, kBlock, at, kBlock);
             const bool closer = nearer(distance, center, best.distance[lane], best.label[lane]);
             best.distance[lane] = closer ? distance : best.distance[lane];
             best.label[lane] = closer ? center : best.label[lane];
@@ -131,7 +131,7 @@ struct Assign {
             const int lane = __builtin_ctz(rest);
             reach = reach > best.distance[lane] ? reach : best.distance[lane];
             for (int d = 0; d < kDimensions; ++d) {
-                const float value = view.coordinates[d * view.slots + block * kBlock + lane];
+                const float value = view.coordinates[place(block * kBlock + lane, d, kDimensions)];
                 low[d] = low[d] < value ? low[d] : value;
                 high[d] = high[d] > value ? high[d] : value;
             }
@@ -141,7 +141,7 @@ struct Assign {
             MDCP_LANES
             for (int lane = 0; lane < kBlock; ++lane) {
                 const float bound = squared_distance_to_box<kDimensions>(
-                    view.centers + start + lane, view.stride, low, high, 1);
+                    view.centers + start * kDimensions + lane, kBlock, low, high, 1);
                 const bool wanted = (bound <= reach) & (view.is_moved[start + lane] == 0);
                 within[lane] = wanted ? kBlockBit[lane] : 0;
             }
@@ -173,8 +173,8 @@ struct Assign {
             MDCP_LANES
             for (int lane = 0; lane < kBlock; ++lane) {
                 const float distance = squared_distance<kDimensions>(
-                    view.coordinates + start + lane, view.slots,
-                    view.centers + view.label[start + lane], view.stride);
+                    view.coordinates + start * kDimensions + lane, kBlock,
+                    view.centers + place(view.label[start + lane], 0, kDimensions), kBlock);
                 const bool farther = (moved[lane] != 0) & (distance > best.distance[lane]);
                 lost[lane] = farther ? kBlockBit[lane] : 0;
                 best.distance[lane] = moved[lane] != 0 ? distance : best.distance[lane];
@@ -188,13 +188,13 @@ struct Assign {
     }
 
     static MDCP_INLINE void offer_moved(const View& view, int32_t center) {
+        const float* at = view.centers + place(center, 0, kDimensions);
         for (int64_t start = 0; start < view.blocks; start += kBlock) {
             int32_t within[kBlock];
             MDCP_LANES
             for (int lane = 0; lane < kBlock; ++lane) {
                 const float bound = squared_distance_to_box<kDimensions>(
-                    view.centers + center, view.stride, view.low + start + lane,
-                    view.high + start + lane, view.boxes);
+                    at, kBlock, view.low + start + lane, view.high + start + lane, view.boxes);
                 within[lane] = bound <= view.reach[start + lane] ? kBlockBit[lane] : 0;
             }
             int32_t hits = 0;
@@ -210,10 +210,8 @@ struct Assign {
     }
 
     static MDCP_INLINE void run(const Cloud* cloud, Clusters* clusters) {
-        const View view{cloud->slots,
-                        cloud->blocks,
+        const View view{cloud->blocks,
                         cloud->boxes,
-                        clusters->stride_,
                         clusters->k_,
                         cloud->coordinates.data(),
                         cloud->low.data(),
@@ -233,24 +231,25 @@ struct Assign {
 Clusters::Clusters(const Cloud& cloud, int64_t capacity, int simd)
     : cloud_(cloud),
       simd_(simd),
-      stride_((capacity + kBlock - 1) / kBlock * kBlock),
-      centers_(cloud.dimensions * stride_, kInfinite),
+      room_((capacity + kBlock - 1) / kBlock * kBlock),
+      centers_(cloud.dimensions * room_, kInfinite),
       label_(cloud.slots, 0),
       distance_(cloud.slots, kInfinite),
       reach_(cloud.boxes, -1),
       accounted_(cloud.slots, -1),
       sum_(capacity * cloud.given, 0),
       size_(capacity, 0),
-      is_moved_(stride_, 0),
-      is_touched_(stride_, 0) {}
+      is_moved_(room_, 0),
+      is_touched_(room_, 0) {}
 
 void Clusters::grow(int64_t k) {
     k_ = k;
 }
 
 void Clusters::set_center(int64_t cluster, const float* scaled) {
-    for (int d = 0; d < cloud_.given; ++d) centers_[d * stride_ + cluster] = scaled[d];
-    for (int d = cloud_.given; d < cloud_.dimensions; ++d) centers_[d * stride_ + cluster] = 0;
+    for (int d = 0; d < cloud_.dimensions; ++d) {
+        centers_[place(cluster, d, cloud_.dimensions)] = d < cloud_.given ? scaled[d] : 0;
+    }
     mark_moved(static_cast<int32_t>(cluster));
 }
 
@@ -302,7 +301,7 @@ bool Clusters::recenter() {
         for (int d = 0; d < cloud_.given; ++d) {
             const float mean =
                 fixed_mean(sum_[cluster * int64_t{cloud_.given} + d], size_[cluster]);
-            float& center = centers_[d * stride_ + cluster];
+            float& center = centers_[place(cluster, d, cloud_.dimensions)];
             same &= mean == center;
             center = mean;
         }
@@ -342,11 +341,10 @@ void Clusters::relocate_empty() {
 
 void Clusters::start_from(const Clusters& seeds) {
     k_ = seeds.k_;
-    for (int d = 0; d < cloud_.dimensions; ++d) {
-        const float* from = seeds.centers_.data() + d * seeds.stride_;
-        float* to = std::copy(from, from + k_, centers_.data() + d * stride_);
-        std::fill(to, centers_.data() + (d + 1) * stride_, kInfinite);
-    }
+    // What stands behind the last centre is infinite in both.
+    const int64_t filled = (k_ + kBlock - 1) / kBlock * kBlock * cloud_.dimensions;
+    std::fill(std::copy_n(seeds.centers_.begin(), filled, centers_.begin()), centers_.end(),
+              kInfinite);
     label_ = seeds.label_;
     distance_ = seeds.distance_;
     reach_ = seeds.reach_;

@@ -8,6 +8,13 @@ namespace mdcp {
 
 constexpr int kBlock = 16;  // points of a block, and lanes of a vector of floats
 
+// Where coordinate d of a point or a centre stands: those of sixteen are one run of memory, so that
+// no two dimensions are a power of two apart, which caches map to the same place.
+inline int64_t place(int64_t at, int d, int dimensions) {
+    const int64_t lane = at & (kBlock - 1);
+    return (at - lane) * dimensions + d * kBlock + lane;
+}
+
 // A problem's points, scaled by a power of two into [-1, 1] and laid out in spatial order by blocks
 // of 16 with a bounding box each. The last block is filled up with copies of its last point.
 struct Cloud {
@@ -23,7 +30,7 @@ struct Cloud {
     double scale;
     std::vector<int32_t> point_of;   // [slots]
     std::vector<int32_t> slot_of;    // [count]
-    std::vector<float> coordinates;  // [dimensions, slots]
+    std::vector<float> coordinates;  // [place(slot)]
     std::vector<int64_t> fixed;      // [slots, given], see numerics/fixed.h
     std::vector<float> low, high;    // [dimensions, boxes]
 };
@@ -58,7 +65,7 @@ class Clusters {
     int64_t k() const { return k_; }
     int32_t label(int64_t slot) const { return label_[slot]; }
     float center(int64_t cluster, int32_t dimension) const {
-        return centers_[dimension * stride_ + cluster];
+        return centers_[place(cluster, dimension, cloud_.dimensions)];
     }
 
   private:
@@ -74,8 +81,8 @@ class Clusters {
     const Cloud& cloud_;
     int simd_;
     int64_t k_ = 0;
-    int64_t stride_;                  // capacity, a multiple of 16
-    std::vector<float> centers_;      // [dimensions, stride_], infinite where there is none
+    int64_t room_;                    // capacity, rounded up to a multiple of 16
+    std::vector<float> centers_;      // [place(cluster)], infinite where there is none
     std::vector<int32_t> label_;      // [slots]
     std::vector<float> distance_;     // [slots] squared, to the centre of the label
     std::vector<float> reach_;        // [boxes] the largest distance in the block
@@ -83,9 +90,9 @@ class Clusters {
     std::vector<int64_t> sum_;        // [capacity, given]
     std::vector<int64_t> size_;       // [capacity]
     std::vector<int32_t> moved_;      // centres moved since the last assign()
-    std::vector<int32_t> is_moved_;   // [stride_]
+    std::vector<int32_t> is_moved_;   // [room_]
     std::vector<int32_t> touched_;    // clusters that won or lost a point since the last recenter()
-    std::vector<int32_t> is_touched_;  // [stride_]
+    std::vector<int32_t> is_touched_;  // [room_]
 };
 
 }  // namespace mdcp

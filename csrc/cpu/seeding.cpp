@@ -19,8 +19,8 @@ constexpr int kRun = kBlock * kBlock;  // points whose weights are summed twice 
 
 // Squared distances to the nearest seed so far, in the spatial order of the points.
 struct Field {
-    int64_t slots, blocks, boxes;
-    const float* coordinates;  // [dimensions, slots]
+    int64_t blocks, boxes;
+    const float* coordinates;  // [place(slot)]
     const float *low, *high;   // [dimensions, boxes]
     float* distance;           // [slots], 0 for the copies that fill the last block
     float* reach;              // [boxes] the largest distance in the block
@@ -32,12 +32,12 @@ template <int kDimensions>
 struct Near {
     // Which of sixteen blocks those are, a bit for each.
     static MDCP_INLINE int32_t blocks(const Field& field, int64_t seed, int64_t start) {
+        const float* at = field.coordinates + place(seed, 0, kDimensions);
         int32_t within[kBlock];
         MDCP_LANES
         for (int lane = 0; lane < kBlock; ++lane) {
             const float bound = squared_distance_to_box<kDimensions>(
-                field.coordinates + seed, field.slots, field.low + start + lane,
-                field.high + start + lane, field.boxes);
+                at, kBlock, field.low + start + lane, field.high + start + lane, field.boxes);
             within[lane] = bound < field.reach[start + lane] ? 1 << lane : 0;
         }
         int32_t hits = 0;
@@ -48,11 +48,11 @@ struct Near {
 
     static MDCP_INLINE void distances(const Field& field, int64_t seed, int64_t start,
                                       float* nearest) {
+        const float* at = field.coordinates + place(seed, 0, kDimensions);
+        const float* points = field.coordinates + start * kDimensions;
         MDCP_LANES
         for (int lane = 0; lane < kBlock; ++lane) {
-            const float own =
-                squared_distance<kDimensions>(field.coordinates + start + lane, field.slots,
-                                              field.coordinates + seed, field.slots);
+            const float own = squared_distance<kDimensions>(points + lane, kBlock, at, kBlock);
             const float before = field.distance[start + lane];
             nearest[lane] = own < before ? own : before;
         }
@@ -159,8 +159,7 @@ class Seeder {
 
   private:
     Field field() {
-        return {cloud_.slots,
-                cloud_.blocks,
+        return {cloud_.blocks,
                 cloud_.boxes,
                 cloud_.coordinates.data(),
                 cloud_.low.data(),

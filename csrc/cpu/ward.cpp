@@ -17,6 +17,7 @@
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/spatial.h"
+#include "cpu/trimmed.h"
 #include "native.h"
 #include "numerics/distance.h"
 
@@ -583,10 +584,12 @@ void ward(const float* points, const int64_t* offsets, int64_t problems, int32_t
     const int inner = std::max<int>(1, execution.threads / std::max<int64_t>(problems, 1));
     parallel_for(problems, execution.threads, [&](int, int64_t item) {
         const int64_t problem = order[item];
-        const float* own = points + offsets[problem] * dimensions;
-        const std::vector<Merge> merges =
-            ward_hierarchy(own, size(problem), dimensions,
-                           spatial_order(own, size(problem), dimensions), {inner, execution.simd});
+        const int64_t count = size(problem);
+        const float* given = points + offsets[problem] * dimensions;
+        const Trimmed own(given, count, dimensions, used_dimensions(given, count, dimensions));
+        const std::vector<Merge> merges = ward_hierarchy(
+            own.points, count, own.dimensions, spatial_order(own.points, count, own.dimensions),
+            {inner, execution.simd});
         double* out = linkage + 4 * row[problem];
         for (const Merge& merge : merges) {
             *out++ = merge.first;

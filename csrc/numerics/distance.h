@@ -16,6 +16,7 @@ template <int kDimensions, class Real>
 MDCP_BOTH Real squared_distance(const Real* a, int64_t a_stride, const Real* b, int64_t b_stride) {
     const Real first = a[0] - b[0];
     Real sum = first * first;
+    MDCP_DIMENSIONS
     for (int d = 1; d < kDimensions; ++d) {
         const Real difference = a[d * a_stride] - b[d * b_stride];
         sum += difference * difference;
@@ -29,6 +30,7 @@ template <int kDimensions, class Real>
 MDCP_BOTH Real squared_distance_to_box(const Real* a, int64_t a_stride, const Real* low,
                                        const Real* high, int64_t box_stride) {
     Real sum = 0;
+    MDCP_DIMENSIONS
     for (int d = 0; d < kDimensions; ++d) {
         const Real below = low[d * box_stride] - a[d * a_stride];
         const Real above = a[d * a_stride] - high[d * box_stride];
