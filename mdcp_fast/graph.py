@@ -27,6 +27,7 @@ from mdcp_fast.verification import (
     cropped,
     culprits,
     difference,
+    fits,
     runs,
     tensors_in,
 )
@@ -154,8 +155,9 @@ class ChannelGraph:
 
         Args:
             kept: For each axis, the channels that stay.
-            scramble: Try it with random weights under which every channel matters, and on a corner
-                of the example images where that passes.
+            scramble: Try it with random weights under which every channel matters; and on a corner
+                of the example images, where that passes and the sizes fit on the whole of them
+                (networks may take another way there).
 
         Raises:
             ValueError: The network fails its own check with nothing removed, so it says nothing.
@@ -169,7 +171,12 @@ class ChannelGraph:
             return self._failure(chosen, inputs, scramble)
 
         everything = range(len(self.axes))
-        if scramble and trial(everything, cropped(self.example_inputs)) is None:
+        corner = cropped(self.example_inputs) if scramble else None
+        if (
+            corner is not None
+            and trial(everything, corner) is None
+            and fits(self.model, self.positions(kept), self.example_inputs)
+        ):
             return {}
         if trial(everything) is None:
             return {}
@@ -265,7 +272,7 @@ def trace(
         allow_inexact: Also prune channels that a LayerNorm, a GroupNorm or a softmax mixes. There
             removing a channel is not the same as zeroing it: the statistics of the others change.
         check: Prune half of every axis on a copy and compare it, in float64, with the same network
-            with those channels zeroed, on a corner of the example images where the network takes
+            with those channels zeroed; of large example images on a corner, where the network takes
             one (`prune` compares the plan on the whole of them). An axis that fails (sizes written
             into a `view`, say) is left whole, with the reason.
 

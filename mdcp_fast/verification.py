@@ -7,6 +7,7 @@ from every place it should be.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -105,16 +106,26 @@ def zeroed(model: nn.Module, small: nn.Module, kept: Positions, fresh: Fresh) ->
     return rebuilt(model, change).eval()
 
 
-def cropped(inputs: Inputs) -> Inputs:
-    """A corner of all images: the same layers at less cost, if a network takes it."""
+def cropped(inputs: Inputs) -> Inputs | None:
+    """A corner of all images: the same layers at less cost, if a network takes it.
+
+    None where nothing is larger. Images with nothing but zeros there stay whole: without biases,
+    all outputs would be zero.
+    """
+    smaller = False
 
     def corner(tensor: Tensor) -> Tensor:
+        nonlocal smaller
         if tensor.dim() != 4 or not tensor.is_floating_point():
             return tensor
-        return tensor[..., :CORNER, :CORNER]
+        cut = tensor[..., :CORNER, :CORNER]
+        if cut.shape == tensor.shape or not cut.any():
+            return tensor
+        smaller = True
+        return cut
 
     cut: Inputs = mapped(inputs, corner)
-    return cut
+    return cut if smaller else None
 
 
 @torch.no_grad()
@@ -135,14 +146,31 @@ def difference(
     fresh = scrambling() if scramble else in_float64
     inputs = mapped(inputs, in_float64)
     small = rebuilt(remove(model, kept), fresh).eval()
-    ours = call(small, inputs)
-    return relative_difference(ours, call(zeroed(model, small, kept, fresh), inputs))
+    full = zeroed(model, small, kept, fresh)  # before `small` runs, which may write to its buffers
+    return relative_difference(call(small, inputs), call(full, inputs))
 
 
 @torch.no_grad()
 def runs(model: nn.Module, kept: Positions, inputs: Inputs) -> None:
     """Runs the pruned network, and raises whatever it raises when its sizes do not fit."""
     call(rebuilt(remove(model, kept), in_float64).eval(), mapped(inputs, in_float64))
+
+
+@torch.no_grad()
+def fits(model: nn.Module, kept: Positions, inputs: Inputs) -> bool:
+    """Whether the sizes of the pruned network fit, found without computing anything.
+
+    False also for a network that cannot run on the meta device.
+    """
+
+    def sizes(tensor: Tensor) -> Tensor:
+        return tensor.to("meta")
+
+    try:
+        call(remove(rebuilt(model, sizes), kept).eval(), mapped(inputs, sizes))
+    except Exception:  # whatever the user's forward raises
+        return False
+    return True
 
 
 def relative_difference(left: Any, right: Any) -> float:
@@ -174,13 +202,15 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def tensors_in(output: Any) -> list[Tensor]:
-    """The tensors of a network's output: a tensor, or mappings and sequences of such."""
+    """The tensors of a network's output: a tensor, or mappings, sequences, dataclasses of such."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
         return [tensor for value in output.values() for tensor in tensors_in(value)]
     if isinstance(output, (list, tuple)):
         return [tensor for value in output for tensor in tensors_in(value)]
+    if is_dataclass(output):
+        return tensors_in([getattr(output, field.name) for field in fields(output)])
     return []
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
 from blocks import DenseConcatenation, Residual, image
-from torch import nn
+from torch import Tensor, nn
 
 from mdcp_fast.graph import trace
 from mdcp_fast.removal import rebuilt, remove
 from mdcp_fast.verification import (
     TOLERANCE,
+    cropped,
     culprits,
     difference,
     in_float64,
@@ -32,6 +34,62 @@ def test_a_shifted_position_shows() -> None:
         wrong[name][dimension][:-1] = kept[:-1]
         wrong[name][dimension][0] = kept[0] + 1
         assert difference(graph.model, wrong, (image(),), scramble=True) > 1e-6, name
+
+
+class Counting(nn.Module):
+    """Its answer depends on how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(torch.relu(self.a(x)) * self.calls)
+
+
+def test_a_network_that_counts_its_calls_passes() -> None:
+    assert [axis.name for axis in trace(Counting(), image()).axes] == ["a"]
+
+
+class LargeImages(nn.Module):
+    """Has a size written in its source, where only large images come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 6, 3, bias=False)
+        self.head = nn.Linear(6, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.head(x.view(len(x), 6, -1).mean(2) if x.shape[-1] > 64 else x.mean((2, 3)))
+
+
+def test_sizes_are_tried_on_the_whole_of_the_images() -> None:
+    graph = trace(LargeImages(), image(size=80, batch=1))
+    assert [axis.name for axis in graph.axes] == ["a"]
+    assert "does not run" in next(one.reason for one in graph.fixed if one.name == "b")
+
+
+def test_corners_are_cut_of_large_images_that_have_something_there() -> None:
+    large, small = image(size=80), image(size=64)
+    cut = cropped((large, small, 3))
+    assert cut is not None and torch.equal(cut[0], large[..., :64, :64])
+    assert cut[1] is small and cut[2] == 3
+    assert cropped({"x": small, "y": torch.zeros(2, 3, 80, 80), "z": torch.zeros(2, 90)}) is None
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    others: tuple[Tensor, ...] = ()
+
+
+def test_outputs_in_dataclasses_are_seen() -> None:
+    one, other = Answer(torch.ones(2)), Answer(torch.ones(2), (torch.ones(2),))
+    assert relative_difference(one, one) == 0 and relative_difference(one, other) == float("inf")
+    assert relative_difference(one, Answer(2 * torch.ones(2))) == 0.5
 
 
 def test_scrambled_weights_let_every_channel_matter() -> None:
