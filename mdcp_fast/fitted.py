@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mdcp_fast.budgets import scaled_widths
 from mdcp_fast.capture import Inputs, call, evaluating, mapped
+from mdcp_fast.compensation import recalibrate
 from mdcp_fast.evaluators import AnswerEvaluator, KeptChannels, answers
 from mdcp_fast.evolution import Evolution
 from mdcp_fast.graph import ChannelGraph
@@ -33,9 +34,12 @@ class FittedEvaluator(AnswerEvaluator):
 
     Layers are fitted on three quarters of every batch and the network is scored on the rest, since
     the wider a layer is, the better it fits the samples at hand, and no others. Of batches with
-    less than four samples all are used for both.
+    less than four samples all are used for both. The base class's `samples` are the scored ones.
 
     Args: see `AnswerEvaluator`.
+
+    Raises:
+        ValueError: As `AnswerEvaluator`; when called, a BatchNorm gets a single value per channel.
     """
 
     def __init__(
@@ -69,7 +73,8 @@ class FittedEvaluator(AnswerEvaluator):
             positions = graph.positions([mask.nonzero().flatten().tolist() for mask in kept])
             small = remove(graph.model, positions)
             if positions:
-                refit(graph, small, positions, self._fitted)
+                done = refit(graph, small, positions, self._fitted).norms
+                recalibrate(small, self._fitted, without=done)
             with evaluating(small):
                 for index, batch in enumerate(self._batches):
                     total[candidate] += self._loss(index, answers(call(small, batch))).cpu()
@@ -129,9 +134,9 @@ def evolve_widths(
     best, step = start[runs, where], torch.full((len(limits), 1, 1), STEP, dtype=torch.float64)
     history, evaluations = [fitness], start.shape[1]
     for _ in range(generations - 1):
-        size = (population, len(choices))
-        noise = torch.stack([torch.randn(size, generator=g).double() for g in generators])
-        picked = torch.stack([torch.rand(size, generator=g) < CHANGED for g in generators])
+        shape = (population, len(choices))
+        noise = torch.stack([torch.randn(shape, generator=g).double() for g in generators])
+        picked = torch.stack([torch.rand(shape, generator=g) < CHANGED for g in generators])
         children = best.unsqueeze(1) * (step * noise * picked).exp()
         children = scaled_widths(children, cost, limits, choices)
         lowest, where = evaluate(children).min(1)

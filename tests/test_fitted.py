@@ -101,6 +101,32 @@ def test_the_score_is_that_of_the_network_that_prune_returns(
     assert scores[2] > CEILING and evaluate.forwards == 2  # over the budget: not run
 
 
+class OneNorm(nn.Module):
+    """One BatchNorm behind two layers, which fitting leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.bn, self.last, self.head = nn.BatchNorm2d(16), nn.Conv2d(16, 12, 1), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.b(torch.relu(self.bn(self.a(x))))))
+        return self.head(torch.relu(self.last(x)).mean((2, 3)))
+
+
+def test_norms_that_fitting_leaves_get_their_statistics_as_in_prune() -> None:
+    torch.manual_seed(0)
+    model = OneNorm().eval()
+    model.head.weight.data *= 20
+    graph, batches = trace(model, X[:1]), [(batch,) for batch in BATCHES]
+    kept = KeptChannels(graph.widths, Channels(graph, method("best", True), batches).choose)
+    evaluate = FittedEvaluator(graph, kept, torch.tensor([[graph.macs, graph.params]]), batches)
+    widths = graph.widths // 2
+    plan = PruningPlan.build(graph, [mask[0].nonzero().flatten() for mask in kept(widths[None])])
+    score = float(evaluate(widths.view(1, 1, -1)))
+    assert score == pytest.approx(divergence(graph, plan), rel=1e-4) and score > 0.001
+
+
 def test_batches_of_few_samples_are_fitted_and_scored_whole(
     graph: ChannelGraph, kept: KeptChannels
 ) -> None:
