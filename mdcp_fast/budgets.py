@@ -86,7 +86,8 @@ def scaled_widths(
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
     wanted = shape * low.unsqueeze(2)
     found = _below(wanted, choices)
-    for axis in (wanted / grid.widths(found)).argsort(2, descending=True).unbind(2):
+    share = wanted / grid.widths(found)
+    for axis in share.argsort(dim=2, descending=True, stable=True).unbind(2):
         one_more = torch.nn.functional.one_hot(axis, len(choices))
         wider = torch.minimum(found + one_more, grid.high)
         found = torch.where(meets(wider).unsqueeze(2), wider, found)

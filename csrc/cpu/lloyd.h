@@ -8,8 +8,9 @@ namespace mdcp {
 
 constexpr int kBlock = 16;  // points of a block, and lanes of a vector of floats
 
-// Where coordinate d of a point or a centre stands: those of sixteen are one run of memory, so that
-// no two dimensions are a power of two apart, which caches map to the same place.
+// Where coordinate d of a point or a centre stands: those of sixteen are one run of memory. Whole
+// dimensions one after the other would often be a large power of two apart, which caches map to the
+// same place.
 inline int64_t place(int64_t at, int d, int dimensions) {
     const int64_t lane = at & (kBlock - 1);
     return (at - lane) * dimensions + d * kBlock + lane;
