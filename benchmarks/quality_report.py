@@ -221,7 +221,7 @@ def _bars(records: list[dict[str, Any]], table: Table) -> str:
         "|---|---:|---|---:|---|---:|---|---:|---:|",
     ]
     for network in _ordered(table, 0):
-        for treatment in TREATMENTS:
+        for treatment in (*BEFORE, FINETUNED):
             for budget in _budgets(table):
                 own = table.get((network, BEST, budget, treatment))
                 if not own:

@@ -12,6 +12,7 @@ from torch import nn
 
 from mdcp_fast.graph import count_macs
 from mdcp_fast.plan import PruningPlan
+from mdcp_fast.striding import strided_by_slices
 from mdcp_fast.surgery import prune
 
 DROPPED, REESTIMATED, COMPENSATED, HALFWAY, FINETUNED = (
@@ -77,13 +78,14 @@ def finetuned(subject: Subject, small: nn.Module, seed: int, steps: int) -> list
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     marks = {round(mark * steps) for mark in MARKS}
     curve = []
-    for step in range(steps + 1):
-        if step in marks:
-            curve.append((step, accuracy(small.eval(), few)))
-        if step == steps:
-            break
-        small.train()
-        batch = torch.randint(0, len(images), (BATCH,), generator=generator)
-        inputs = augmented(images[batch], subject.flips, generator)
-        training_step(small, inputs, classes[batch], optimizer, schedule)
+    with strided_by_slices(small):
+        for step in range(steps + 1):
+            if step in marks:
+                curve.append((step, accuracy(small.eval(), few)))
+            if step == steps:
+                break
+            small.train()
+            batch = torch.randint(0, len(images), (BATCH,), generator=generator)
+            inputs = augmented(images[batch], subject.flips, generator)
+            training_step(small, inputs, classes[batch], optimizer, schedule)
     return curve

@@ -138,6 +138,11 @@ def _same(left: Any, right: Any) -> bool:
     )
 
 
+def samples_in(batch: Inputs) -> int:
+    """How many samples a batch has: the length of its first tensor with any dimensions."""
+    return next((len(x) for x in tensors_in(batch) if x.dim()), 1)
+
+
 def labelled_batches(
     graph: ChannelGraph, calibration: Iterable[Any]
 ) -> tuple[list[Inputs], list[Tensor]]:
@@ -160,15 +165,15 @@ def labelled_batches(
     batches = calibration_batches(graph, [arguments for arguments, _ in pairs])
     labels = []
     for arguments, (_, label) in zip(batches, pairs, strict=True):
-        first = tensors_in(arguments)[0]
+        samples = samples_in(arguments)
         if not isinstance(label, Tensor):
             raise TypeError(f"calibration: expected labels as a tensor, got {type(label).__name__}")
-        if not label.dim() or label.shape[0] != first.shape[0]:
+        if not label.dim() or label.shape[0] != samples:
             raise ValueError(
-                f"calibration: expected a label for each of {first.shape[0]} samples, got labels "
+                f"calibration: expected a label for each of {samples} samples, got labels "
                 f"of shape {list(label.shape)}"
             )
-        labels.append(label.to(first.device))
+        labels.append(label.to(tensors_in(arguments)[0].device))
     return batches, labels
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mdcp_fast.calibration import samples_in
 from mdcp_fast.capture import Inputs, buffers_kept, call, evaluating
 from mdcp_fast.folding import needs_masks_at_inputs, peak_memory, run_folded
 from mdcp_fast.graph import ChannelGraph
@@ -104,10 +105,10 @@ class AnswerEvaluator(ABC):
             self._dense = [answers(call(graph.model, batch)).clone() for batch in self._batches]
         self.samples = sum(len(dense) for dense in self._dense)
         for batch, dense in zip(self._batches, self._dense, strict=True):
-            first = tensors_in(batch)[0]
-            if len(dense) != len(first):
+            samples = samples_in(batch)
+            if len(dense) != samples:
                 raise ValueError(
-                    f"search: evaluator: expected logits for each of the {len(first)} samples "
+                    f"search: evaluator: expected logits for each of the {samples} samples "
                     f"of a batch, got shape {list(dense.shape)}"
                 )
             if not bool(dense.isfinite().all()):

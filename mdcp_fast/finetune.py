@@ -27,6 +27,7 @@ from mdcp_fast.objective import CrossEntropy, Loss, Objective
 from mdcp_fast.progress import Silent, progress_bar
 from mdcp_fast.recipe import Recipe
 from mdcp_fast.resume import RandomState, TrainingState, generators_of, read_state, write_state
+from mdcp_fast.striding import strided_by_slices
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ def finetune(
         RandomState.kept(device, generators_of(train_loader)),
         evaluating(model),  # this and the next: all modes are put back at the end
         evaluating(teacher if teacher is not None else nn.Module()),
+        strided_by_slices(model),
         _own_accelerator(device, recipe) as accelerator,
     ):
         run = _Run(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.budgets import scaled_widths
+from mdcp_fast.calibration import samples_in
 from mdcp_fast.capture import Inputs, call, evaluating, mapped
 from mdcp_fast.compensation import recalibrate
 from mdcp_fast.evaluators import AnswerEvaluator, KeptChannels, answers
@@ -20,7 +21,6 @@ from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.ops.population import CostModel
 from mdcp_fast.refit import refit
 from mdcp_fast.removal import remove
-from mdcp_fast.verification import tensors_in
 
 HELD_OUT = 4  # one of so many samples is scored and not fitted
 BETWEEN = 5  # trials of the start: from the given widths to uniform ones, both included
@@ -51,7 +51,7 @@ class FittedEvaluator(AnswerEvaluator):
         *,
         labels: Sequence[Tensor] | None = None,
     ) -> None:
-        sizes = [len(tensors_in(batch)[0]) for batch in batches]
+        sizes = [samples_in(batch) for batch in batches]
         self._fitted = [
             _samples(batch, size, 0, size - size // HELD_OUT)
             for batch, size in zip(batches, sizes, strict=True)

@@ -288,7 +288,10 @@ def trace(
             be checked.
     """
     inputs = as_inputs("trace", example_inputs)
-    if any(not tensor.numel() for tensor in tensors_in(inputs)):
+    given = tensors_in(inputs)
+    if not given:
+        raise TypeError("trace: example_inputs: expected at least one tensor, got none")
+    if any(not tensor.numel() for tensor in given):
         raise ValueError(
             "trace: example_inputs: expected at least one example, got an empty tensor"
         )

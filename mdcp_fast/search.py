@@ -189,7 +189,7 @@ def search(
             them (float below 1).
         population: Candidates of the evolution's first generation; by default 64, 16 with
             `evaluator="network"`, 5 with `evaluator="fitted"`.
-        generations: It scores `population * generations` candidates; by default 100, 8 with
+        generations: It scores at most `population * generations` candidates; by default 100, 8 with
             `evaluator="fitted"`, and 10 with `evaluator="network"`, where the descent that follows
             scores at most as many again.
         seed: Of everything random. The same seed gives the same plan; without calibration at any

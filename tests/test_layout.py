@@ -26,7 +26,7 @@ STAGES = [
     ["search", "plan"],
     ["surgery"],
     ["artifacts"],
-    ["evaluation", "objective", "progress", "resume", "recipe", "finetune"],
+    ["evaluation", "objective", "progress", "resume", "recipe", "striding", "finetune"],
     ["models", "data"],
     ["latency", "report", "demo", "cli"],
 ]

@@ -16,7 +16,7 @@ from quality import main
 from records import Records
 from rivals import CRITERIA, Rival
 from subject import Subject, load_subject, uniform_widths
-from treatment import COMPENSATED, DROPPED, FINETUNED, STEPS, finetuned, treated
+from treatment import COMPENSATED, DROPPED, FINETUNED, HALFWAY, STEPS, finetuned, treated
 
 from mdcp_fast.plan import PruningPlan
 
@@ -90,17 +90,20 @@ def test_fine_tuning_repeats_and_its_curve_ends_with_the_network(subject: Subjec
 def test_a_run_resumes_and_reports(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(STEPS, FINETUNED, 2)
+    for treatment, steps in ((HALFWAY, 1), (FINETUNED, 2)):
+        monkeypatch.setitem(STEPS, treatment, steps)
     results = tmp_path / "quality.json"
 
     def run(*more: str) -> Records:
         given = ["run", "--quick", "--cache", str(cache), "--results", str(results)]
-        given += ["--only", r"resnet\|random\|"]
+        given += ["--only", r"resnet\|random\||resnet\|paper\|0.6\|fine-tuned"]
         main([*given, "--budgets", "0.6", "0.15", *more])
         return Records(results)
 
     first = run("--tune")
-    assert len(first.records) == 1 + 2 * 3 * 3 + 2  # dense; budgets x seeds x treatments; tuned
+    # dense; random: budgets x seeds x treatments, tuned at both; ours: tuned in all and half steps
+    assert len(first.records) == 1 + 2 * 3 * 3 + 2 + 2
+    assert [one["curve"][-1][0] for one in first.records if one["method"] == "paper"] == [1, 2]
     # A record that is there stays, one that is missing is measured again and comes out the same.
     first.records[1]["test"] = 0.123
     last = first.records.pop()
