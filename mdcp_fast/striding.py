@@ -13,7 +13,7 @@ FEWEST = 8  # input channels that are safe
 
 @contextmanager
 def strided_by_slices(model: nn.Module) -> Iterator[None]:
-    """Meanwhile, strided 1x1 convolutions of few channels get slices of their inputs, and no stride.
+    """Meanwhile, strided 1x1 convolutions of few channels slice their inputs and have no stride.
 
     The outputs are the same. The backward pass of such a convolution writes past its memory on CPUs
     with AVX2, in channels_last and with fewer than eight input channels:

@@ -150,6 +150,7 @@ def test_a_network_with_nothing_to_prune_says_why() -> None:
         (Nothing(nn.LazyConv2d(4, 1)), image(), ValueError, "layers.0.weight without"),
         (Residual(), 3, TypeError, "trace: example_inputs: expected a tensor, .* got int"),
         (Residual(), image(batch=0), ValueError, "example_inputs: expected at least one example"),
+        (Residual(), (3,), TypeError, "example_inputs: expected at least one tensor"),
         (Residual(), image(5), ValueError, "torch.export can capture .* got RuntimeError"),
         (DataDependent(), torch.ones(1, 4), ValueError, "torch.export can capture .* got "),
         (Random(), image(), ValueError, "expected a network that gives the same output twice"),
