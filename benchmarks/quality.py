@@ -3,7 +3,7 @@
 python benchmarks/quality.py run --quick   the digits network, every method, minutes
 python benchmarks/quality.py run           ResNet-20 and a VGG on Fashion-MNIST, no fine-tuning
 python benchmarks/quality.py run --tune    with fine-tuning, after all the rest
-python benchmarks/quality.py report        table and figures from the results
+python benchmarks/quality.py report        tables (the README's too) and figures from the results
 
 A run that was killed goes on where it stopped. See `subject`, `methods`, `rivals` and `treatment`
 for what each of these is.
@@ -216,12 +216,14 @@ def main(argv: list[str] | None = None) -> None:
     runner.add_argument("--cache", type=Path, default=default_cache(), help="trained networks")
     drawer = commands.add_parser("report", help="table and figures from the results file")
     drawer.add_argument("--out", type=Path, help="their folder; by default that of the results")
+    drawer.add_argument("--no-readme", action="store_true", help="leave the README as it is")
     for command in (runner, drawer):
         command.add_argument("--results", type=Path)
     arguments = parser.parse_args(argv)
     if arguments.command == "report":
         results = arguments.results or RESULTS / "quality.json"
-        write_report(Records(results), arguments.out or results.parent)
+        readme = None if arguments.no_readme else Path(__file__).parents[1] / "README.md"
+        write_report(Records(results), arguments.out or results.parent, readme)
         return
     quick = "quality_quick.json" if arguments.quick else "quality.json"
     arguments.results = arguments.results or RESULTS / quick

@@ -11,6 +11,7 @@ from typing import Any
 from figures import panels_of, save
 from methods import ABLATION, METHODS, OURS, RANDOM, RIVAL
 from networks import NETWORKS
+from readme import write_between
 from records import Records
 from subject import HELD_OUT
 from treatment import (
@@ -36,7 +37,9 @@ EXPLAINED = {
     },
 }
 DENSE = "dense"
+MARKS = ("<!-- accuracy: written by benchmarks/quality.py report -->", "<!-- end of accuracy -->")
 TITLES = {name: network.title for name, network in NETWORKS.items()}
+SUMMARISED = (REESTIMATED, COMPENSATED, FINETUNED)  # in the README
 BEST, PAPER, GREEDY_UNIFORM = "best", "paper", "greedy, uniform widths"
 MAGNITUDE = ("l1", "l2", "fpgm", "bn-scale", "lamp")
 
@@ -44,15 +47,16 @@ Cell = list[float]  # test accuracies, one for each seed
 Table = dict[tuple[str, str, float, str], Cell]  # (network, method, budget, treatment)
 
 
-def write_report(records: Records, out: Path) -> None:
-    """Writes quality.md, quality.svg and quality_steps.svg.
+def write_report(records: Records, out: Path, readme_path: Path | None = None) -> None:
+    """Writes quality.md, quality.svg and quality_steps.svg, and the README's table.
 
     Args:
         records: What was measured.
         out: The folder.
+        readme_path: The README, whose text between `MARKS` is replaced; None to leave it.
 
     Raises:
-        ValueError: There are no records.
+        ValueError: There are no records, or the README lacks the marks.
     """
     if not records.records:
         raise ValueError(f"expected records in {records.path}, got none; run the benchmark first")
@@ -62,6 +66,29 @@ def write_report(records: Records, out: Path) -> None:
     (out / f"{name}.md").write_text(markdown(records, table), encoding="utf-8")
     figure_budgets(records.records, table, out / f"{name}.svg")
     figure_steps(records.records, out / f"{name}_steps.svg")
+    if readme_path is not None:
+        write_between(readme_path, MARKS, readme(table))
+
+
+def readme(table: Table) -> str:
+    """The README's table: `best` beside the best rival and chance, for every treatment."""
+    rivals = [name for name, method in METHODS.items() if method.family == RIVAL]
+    lines = [
+        f"| network, MACs that remain | {' | '.join(SUMMARISED)} |",
+        "|---|" + "---|" * len(SUMMARISED),
+    ]
+    for network in _ordered(table, 0):
+        for budget in _budgets(table):
+            cells = []
+            for treatment in SUMMARISED:
+                found = _best_of(table, network, budget, treatment, rivals)
+                own, chance = (table.get((network, n, budget, treatment)) for n in (BEST, "random"))
+                ours = statistics.mean(own) if own else 0.0
+                bold = own is not None and (found is None or ours >= found[1])
+                rival = f"{found[0]} {100 * found[1]:.1f}, " if found else ""
+                cells.append(f"{rival}random {_cell(chance, False)}, `best` {_cell(own, bold)}")
+            lines.append(f"| {TITLES[network]}, {budget:.0%} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def tabled(records: Iterable[dict[str, Any]]) -> Table:

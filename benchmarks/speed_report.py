@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from figures import panels_of, save
+from readme import write_between
 from records import Records
 
 Record = dict[str, Any]
@@ -573,11 +573,5 @@ def write_report(records: Records, readme_path: Path | None) -> None:
     figure_ratios(cases, stem.with_name(f"{stem.name}_ratios.svg"))
     if readme_path is None:
         return
-    text = readme_path.read_text(encoding="utf-8")
-    begin, end = MARKS
-    if begin not in text or end not in text:
-        raise ValueError(f"expected {begin} and {end} in {readme_path}")
     folder = records.path.parent.resolve().relative_to(readme_path.parent.resolve()).as_posix()
-    written = f"{begin}\n{readme(records, cases, folder)}\n{end}"
-    pattern = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
-    readme_path.write_text(pattern.sub(lambda _: written, text), encoding="utf-8")
+    write_between(readme_path, MARKS, readme(records, cases, folder))

@@ -13,6 +13,7 @@ import torch
 from methods import METHODS
 from networks import NETWORKS, Network, accuracy
 from quality import main
+from quality_report import MARKS, write_report
 from records import Records
 from rivals import CRITERIA, Rival
 from subject import Subject, load_subject, uniform_widths
@@ -119,10 +120,17 @@ def test_a_run_resumes_and_reports(
     with pytest.raises(SystemExit, match="was measured on another digits-resnet"):
         run()
 
-    main(["report", "--results", str(results), "--out", str(tmp_path / "out")])
+    main(["report", "--results", str(results), "--out", str(tmp_path / "out"), "--no-readme"])
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"quality.md", "quality.svg", "quality_steps.svg"}
     page = (tmp_path / "out" / "quality.md").read_text()
     assert "| random |" in page and "60%" in page and "at commit" in page
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    write_report(again, tmp_path / "out", readme)
+    text = readme.read_text()
+    assert "random " in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n")
+
     environment = json.loads(results.read_text())["environments"][0]
     assert environment["torch"].startswith(torch.__version__.split("+")[0])
