@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
+from processes import run_python
 from torch import Tensor, nn
 
 from mdcp_fast.striding import strided_by_slices
@@ -62,9 +61,7 @@ finetune(model, data, epochs=2, progress=False)
 """
 
 
-def test_training_does_not_corrupt_memory() -> None:
+def test_training_does_not_corrupt_memory(tmp_path: Path) -> None:
     """On a processor with AVX2 and no more, the allocator finds what would be written there."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TRAINING]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_python(TRAINING, folder=tmp_path, check=False, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
