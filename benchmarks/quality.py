@@ -216,13 +216,13 @@ def main(argv: list[str] | None = None) -> None:
     runner.add_argument("--cache", type=Path, default=default_cache(), help="trained networks")
     drawer = commands.add_parser("report", help="table and figures from the results file")
     drawer.add_argument("--out", type=Path, help="their folder; by default that of the results")
-    drawer.add_argument("--no-readme", action="store_true", help="leave the README as it is")
     for command in (runner, drawer):
         command.add_argument("--results", type=Path)
     arguments = parser.parse_args(argv)
     if arguments.command == "report":
         results = arguments.results or RESULTS / "quality.json"
-        readme = None if arguments.no_readme else Path(__file__).parents[1] / "README.md"
+        # The README shows the committed results, not those of another file.
+        readme = None if arguments.results else Path(__file__).parents[1] / "README.md"
         write_report(Records(results), arguments.out or results.parent, readme)
         return
     quick = "quality_quick.json" if arguments.quick else "quality.json"

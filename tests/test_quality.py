@@ -120,7 +120,7 @@ def test_a_run_resumes_and_reports(
     with pytest.raises(SystemExit, match="was measured on another digits-resnet"):
         run()
 
-    main(["report", "--results", str(results), "--out", str(tmp_path / "out"), "--no-readme"])
+    main(["report", "--results", str(results), "--out", str(tmp_path / "out")])
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"quality.md", "quality.svg", "quality_steps.svg"}
     page = (tmp_path / "out" / "quality.md").read_text()
