@@ -45,16 +45,23 @@ def architecture_flags(nvcc: str) -> list[str]:
     named = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
     flags: list[str] = []
+    before_10: list[str] = []  # for all of these nvcc makes the same PTX, so it has to only once
     for name in re.split(r"[;, ]+", named or ARCHITECTURES):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
         if match is None:
             sys.exit(f'TORCH_CUDA_ARCH_LIST: expected numbers like "9.0+PTX", got {name!r}')
         number = "".join(match.group(1, 2, 3))
         if named or f"sm_{number}" in known:
-            flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+            if int(match.group(1)) < 10 and not match.group(3):
+                before_10.append(number)
+            else:
+                flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
             newest = number
         if match.group(4):
             flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    if before_10:
+        codes = ",".join(f"sm_{number}" for number in before_10)
+        flags.append(f"-gencode=arch=compute_{min(before_10, key=int)},code=[{codes}]")
     return flags
 
 

@@ -130,7 +130,7 @@ MODES = {
     # AddressSanitizer and UndefinedBehaviorSanitizer.
     "asan-threads": Mode(
         _THREADS,
-        ("-O1", _ADDRESS, "-fno-sanitize-recover=all", _THREADED),
+        ("-O0", _ADDRESS, "-fno-sanitize-recover=all", _THREADED),
         ("-O2", _THREADED),
         (_ADDRESS,),
     ),
@@ -164,7 +164,7 @@ def compile_engine(mode: str) -> list[Path]:
 def compile_cpu() -> list[Path]:
     """Objects of the CPU's ops, which are not what is tested here: only compiled quickly."""
     depends = [*headers(NATIVE / "cpu", NATIVE / "numerics"), NATIVE / "native.h"]
-    flags = ["-O1", *FLAGS, f"-I{NATIVE}", "-fvisibility=hidden"]
+    flags = ["-O0", "-DMDCP_ONE_LEVEL", *FLAGS, f"-I{NATIVE}", "-fvisibility=hidden"]
     return [compile_object(path, flags, depends) for path in sorted((NATIVE / "cpu").glob("*.cpp"))]
 
 
@@ -262,7 +262,7 @@ def run_program(program: Path, seed: int, timeout: float = 120) -> str:
 def build_module(mode: str) -> Path:
     """Builds the native module with emulated kernels; its path."""
     kernels = compile_kernels(kernel_sources(), mode)
-    flags = ["-O1", *FLAGS, f"-I{NATIVE}", "-DMDCP_WITH_CUDA", "-fvisibility=hidden"]
+    flags = ["-O0", *FLAGS, f"-I{NATIVE}", "-DMDCP_WITH_CUDA", "-fvisibility=hidden"]
     flags += [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
     bindings = compile_object(NATIVE / "bindings.cpp", flags, headers(NATIVE))
     objects = [*compile_engine(mode), *kernels, *compile_cpu(), bindings]
