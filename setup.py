@@ -61,7 +61,7 @@ def architecture_flags(nvcc: str) -> list[str]:
             flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
     if before_10:
         codes = ",".join(f"sm_{number}" for number in before_10)
-        flags.append(f"-gencode=arch=compute_{min(before_10, key=int)},code=[{codes}]")
+        flags.insert(0, f"-gencode=arch=compute_{min(before_10, key=int)},code=[{codes}]")
     return flags
 
 

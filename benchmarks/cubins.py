@@ -86,12 +86,13 @@ def compile_kernels(
     """
     compiler = nvcc()
     assert compiler is not None
-    # As setup.py: up to sm_90 the PTX is the same.
+    # As setup.py: up to sm_90 the PTX is the same, and made once.
+    targets = []
     before_100 = [one for one in architectures if one < 100]
-    targets = [f"-gencode=arch=compute_{one},code=sm_{one}" for one in architectures if one >= 100]
     if before_100:
         codes = ",".join(f"sm_{one}" for one in before_100)
         targets.append(f"-gencode=arch=compute_{min(before_100)},code=[{codes}]")
+    targets += [f"-gencode=arch=compute_{one},code=sm_{one}" for one in architectures if one >= 100]
     targets.append(f"-gencode=arch=compute_{PTX},code=compute_{PTX}")
     options = ["-optf", "csrc/cuda/nvcc.options", *STRICT, *targets]
 
