@@ -42,10 +42,11 @@ def cuda_libraries(nvcc: str) -> list[str]:
 
 def architecture_flags(nvcc: str) -> list[str]:
     """A cubin for every architecture named; by default for those of ours that this nvcc knows."""
-    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip("; ,")
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
     flags: list[str] = []
-    before_10: list[str] = []  # for all of these nvcc makes the same PTX, so it has to only once
+    before_10: list[str] = []  # nvcc makes the same PTX of our kernels for all these: once will do
+    newest = ""
     for name in re.split(r"[;, ]+", named or ARCHITECTURES):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", name)
         if match is None:
@@ -57,8 +58,10 @@ def architecture_flags(nvcc: str) -> list[str]:
             else:
                 flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
             newest = number
-        if match.group(4):
+        if match.group(4) and newest:
             flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    if not newest:
+        sys.exit(f"{nvcc} knows none of the architectures {ARCHITECTURES}")
     if before_10:
         codes = ",".join(f"sm_{number}" for number in before_10)
         flags.insert(0, f"-gencode=arch=compute_{min(before_10, key=int)},code=[{codes}]")

@@ -86,7 +86,7 @@ def compile_kernels(
     """
     compiler = nvcc()
     assert compiler is not None
-    # As setup.py: up to sm_90 the PTX is the same, and made once.
+    # As setup.py does: up to sm_90 the PTX of our kernels is the same, and made once.
     targets = []
     before_100 = [one for one in architectures if one < 100]
     if before_100:

@@ -366,7 +366,7 @@ def gap_note(record: Record) -> str:
 
 
 def check_note(record: Record) -> str:
-    return f"unchecked {duration_text(record['peers'][UNCHECKED]['median'])}"
+    return f"unchecked, 1 thread: {duration_text(record['peers'][UNCHECKED]['median'])}"
 
 
 ROWS = [
@@ -444,7 +444,8 @@ def readme(records: Records, cases: Cases, folder: str) -> str:
     intro = (
         f"On {where['machine']} ({where['caches']}; {where['simd']}), {where['date']}, torch "
         f"{where['torch']}. Every suite checks its results before it is timed and imports its "
-        "peers, which take turns with ours in one run at the same number of threads; medians. "
+        "peers, which take turns with ours in one run at the same number of threads; medians, "
+        "CPU time at one thread, wall time at two. "
         f"`python benchmarks/speed.py run` measures all of it; [{folder}/{name}.md]({folder}/"
         f"{name}.md) has spreads, sizes, other weights, versions. Work: ResNet-50's 53 "
         "convolutions with random weights."
@@ -457,7 +458,8 @@ def readme(records: Records, cases: Cases, folder: str) -> str:
     if resnet is not None:
         own = sorted(resnet["parts"].items(), key=lambda part: -part[1])
         listed = ", ".join(f"{part} {duration_text(value)}" for part, value in own if value >= 0.02)
-        text += [wrapped(f"Where the time of ResNet-50 goes, 2 threads: {listed}.")]
+        intro = "Where the time of ResNet-50 goes, 2 threads, in a run of its own"
+        text += [wrapped(f"{intro}: {listed}.")]
     text += [f"![How cost grows]({folder}/{name}_growth.svg)"]
     return "\n\n".join(text)
 

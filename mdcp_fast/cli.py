@@ -70,7 +70,7 @@ def demo(
 ) -> None:
     """Train a network, prune it, compensate, fine-tune, and compare all four.
 
-    Without options: a small residual network on scikit-learn's digits, in about a minute.
+    Without options: a small residual network on scikit-learn's digits, in half a minute.
     """
     try:
         from mdcp_fast.demo import run_demo

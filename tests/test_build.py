@@ -84,14 +84,19 @@ def test_with_cuda(tmp_path: Path, environment: dict[str, str]) -> None:
     assert link.count("/cuda/") == len(list(ROOT.glob("csrc/cuda/*.cu")))
 
 
-def test_named_architectures(tmp_path: Path) -> None:
-    run, log = build(tmp_path, TORCH_CUDA_ARCH_LIST="9.0a 12.0+PTX")
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("9.0a 12.0+PTX", "90a,sm_90a 120,sm_120 120,compute_120"),
+        ("9.0 8.6", "86,[sm_90,sm_86]"),
+        ("9.0+PTX;10.0;", "90,[sm_90] 90,compute_90 100,sm_100"),
+    ],
+)
+def test_named_architectures(tmp_path: Path, named: str, expected: str) -> None:
+    run, log = build(tmp_path, TORCH_CUDA_ARCH_LIST=named)
     assert run.returncode == 0, run.stderr
-    assert re.findall(r"arch=(\w+),code=(\w+)", log) == [
-        ("compute_90a", "sm_90a"),
-        ("compute_120", "sm_120"),
-        ("compute_120", "compute_120"),
-    ]
+    found = re.findall(r"arch=compute_(\w+),code=(\S+)", log)
+    assert " ".join(",".join(one) for one in found) == expected
 
 
 def test_other_switches_build_anew_and_the_same_do_not(tmp_path: Path) -> None:
