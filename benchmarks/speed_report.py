@@ -458,8 +458,8 @@ def readme(records: Records, cases: Cases, folder: str) -> str:
     if resnet is not None:
         own = sorted(resnet["parts"].items(), key=lambda part: -part[1])
         listed = ", ".join(f"{part} {duration_text(value)}" for part, value in own if value >= 0.02)
-        intro = "Where the time of ResNet-50 goes, 2 threads, in a run of its own"
-        text += [wrapped(f"{intro}: {listed}.")]
+        what = "Where the time of ResNet-50 goes, 2 threads, in a run of its own"
+        text += [wrapped(f"{what}: {listed}.")]
     text += [f"![How cost grows]({folder}/{name}_growth.svg)"]
     return "\n\n".join(text)
 
