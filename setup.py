@@ -103,4 +103,4 @@ native = Pybind11Extension(
     extra_link_args=["-pthread", "-Wl,--version-script=csrc/exports.map"],
 )
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=0).install()
-setup(ext_modules=[native], cmdclass={"build_ext": BuildWithCuda})
+setup(license="MIT", ext_modules=[native], cmdclass={"build_ext": BuildWithCuda})

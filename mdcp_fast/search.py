@@ -31,6 +31,7 @@ from mdcp_fast.fitted import FittedEvaluator, evolve_widths
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.ops.population import PopulationFitness
 from mdcp_fast.plan import PruningPlan
+from mdcp_fast.precision import full_float32
 from mdcp_fast.presets import Channels, method, settings
 from mdcp_fast.relaxation import relaxed_widths
 from mdcp_fast.selection import Selection, cluster_numbers, select
@@ -88,6 +89,7 @@ def search(
     labels: bool = ...,
     memory: int = ...,
 ) -> list[PruningPlan]: ...
+@full_float32()
 def search(
     graph: ChannelGraph,
     *,

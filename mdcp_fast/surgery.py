@@ -14,12 +14,14 @@ from mdcp_fast.capture import Inputs
 from mdcp_fast.compensation import recalibrate as re_estimate
 from mdcp_fast.graph import ChannelGraph
 from mdcp_fast.plan import PruningPlan
+from mdcp_fast.precision import full_float32
 from mdcp_fast.refit import refit
 from mdcp_fast.removal import remove
 
 NOISE = "noise"
 
 
+@full_float32()
 def prune(
     graph: ChannelGraph,
     plan: PruningPlan,
