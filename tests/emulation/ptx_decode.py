@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -228,18 +229,38 @@ class Decoder:
         if name == "setp":
             return self.set_predicate(instruction)
         kinds, function = self.arithmetic(instruction)
-        write = self.operands.writer(instruction.operands[0], kinds[0])
-        inputs = instruction.operands[1 : len(kinds)]
+        to, inputs = instruction.operands[0], instruction.operands[1 : len(kinds)]
+        write = self.operands.writer(to, kinds[0])
         if len(instruction.operands) != len(kinds) + (name == "lop3"):  # its table comes last
             raise NotImplementedError(f"{len(instruction.operands)} operands")
-        read = [self.operands.reader(o, k) for o, k in zip(inputs, kinds[1:], strict=True)]
-        if len(read) == 1:
-            (one,) = read
-            return lambda threads: write(threads, function(one(threads)))
-        if len(read) == 2:
-            one, two = read
-            return lambda threads: write(threads, function(one(threads), two(threads)))
-        return lambda threads: write(threads, function(*(each(threads) for each in read)))
+        if kinds[0] == "pred":  # which decides, so it has to come from something
+            read = [self.operands.reader(o, k) for o, k in zip(inputs, kinds[1:], strict=True)]
+            return lambda threads: write(threads, function(*(each(threads) for each in read)))
+        # Lanes without work compute along with the others, from registers that nothing was written
+        # to. That is a fault once a branch, an address or memory depends on the result.
+        sources = [self.operands.unchecked(o, k) for o, k in zip(inputs, kinds[1:], strict=True)]
+        whole = [np.uint8((1 << DTYPES[kind].itemsize) - 1) for kind in kinds[1:]]
+        assert isinstance(to, Name)
+        register = self.machine.registers.get(to.name)
+        everyone = self.machine.all
+
+        def run(threads: ThreadSet) -> None:
+            values = [read(threads) for read, _ in sources]
+            known = [known_of(threads) for _, known_of in sources]
+            write(threads, function(*values))
+            if register is None or all(each is None for each in known):
+                return
+            sound = [
+                np.True_ if each is None else each == every_byte
+                for each, every_byte in zip(known, whole, strict=True)
+            ]
+            if name == "selp":  # what is not chosen may be anything
+                both = np.where(values[2], *sound[:2])
+            else:
+                both = functools.reduce(np.logical_and, sound)
+            register.define(threads, both * register.every_byte, threads is everyone)
+
+        return run
 
     def unknown_call(self, instruction: Instruction) -> Step:
         name = next(item.name for item in instruction.operands if isinstance(item, Name))

@@ -227,9 +227,11 @@ class Operands:
     ) -> tuple[Reader, Callable[[ThreadSet], Array | None]]:
         """A reader to which what was never written is no fault, and what gives the bytes that were.
 
-        None stands for all bytes.
+        None stands for all bytes. Predicates are always checked.
         """
         dtype = DTYPES[kind]
+        if kind == "pred":
+            return self.reader(operand, kind), lambda threads: None
         if isinstance(operand, Name) and self.is_register(operand):
             register = self.machine.register(operand.name)
             if register.bytes == dtype.itemsize:

@@ -9,7 +9,7 @@ from emulation.ptx_machine import Machine, Step, ThreadSet
 from emulation.ptx_memory import Fault
 from emulation.ptx_numbers import Array, as_ordered, from_ordered
 from emulation.ptx_operands import Operands
-from emulation.ptx_parse import Immediate, Instruction
+from emulation.ptx_parse import Both, Immediate, Instruction, Name
 
 WHOLE_WARP = ("ldmatrix", "stmatrix")  # these name no lanes: all take part
 MEETINGS = ("shfl", "vote", "match", "redux", "elect", *WHOLE_WARP)
@@ -104,7 +104,10 @@ class WarpInstructions:
         to, value, by, clamp, mask = instruction.operands
         mode = instruction.parts[2]
         write, write_inside = self.operands.pair(to, "b32")
-        read = self.operands.reader(value, "b32")
+        read, known_of = self.operands.unchecked(value, "b32")
+        given = to.first if isinstance(to, Both) else to
+        assert isinstance(given, Name)
+        register = self.machine.registers.get(given.name)
         read_by, read_clamp, read_mask = (
             self.operands.reader(operand, "u32") for operand in (by, clamp, mask)
         )
@@ -129,7 +132,14 @@ class WarpInstructions:
             self.check_sources(numbers, source, read_mask(threads))
             everyone = np.zeros(machine.threads, np.uint32)
             everyone[threads] = read(threads)
+            known = known_of(threads)
             write(threads, everyone[machine.warp_start[numbers] + source])
+            if known is not None and register is not None:
+                # A lane without a value gives none: a fault where one is needed, not here.
+                bytes_known = np.zeros(machine.threads, np.uint8)
+                bytes_known[threads] = known
+                passed = bytes_known[machine.warp_start[numbers] + source]
+                register.define(threads, passed, threads is machine.all)
             if write_inside is not None:
                 write_inside(threads, inside)
 

@@ -117,6 +117,56 @@ def test_reports_misalignment_and_what_was_never_written() -> None:
         run_mirror(planted("mirror", r"(?m)^\s*ld\.global.*$", ""))
 
 
+# The last step of a block's sum as Triton 3.6 writes it: lanes without a value take part.
+PARTIAL_SUM = """
+.version 7.0
+.target sm_75
+.address_size 64
+.visible .entry partial_sum(.param .u64 out)
+{
+.reg .pred %p<3>;
+.reg .b32 %r<3>;
+.reg .f32 %f<6>;
+.reg .b64 %rd<4>;
+mov.u32 %r1, %tid.x;
+setp.lt.u32 %p1, %r1, 4;
+setp.lt.u32 %p2, %r1, 1;
+@%p1 cvt.rn.f32.u32 %f1, %r1;
+shfl.sync.bfly.b32 %f2, %f1, 2, 31, -1;
+add.rn.f32 %f3, %f1, %f2;
+shfl.sync.bfly.b32 %f4, %f3, 1, 31, -1;
+add.rn.f32 %f5, %f3, %f4;
+ld.param.u64 %rd1, [out];
+mul.wide.u32 %rd2, %r1, 4;
+add.s64 %rd3, %rd1, %rd2;
+@%p2 st.global.f32 [%rd3], %f5;
+ret;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "replacement", "message"),
+    [
+        ("", "", None),
+        ("@%p2 st", "st", "register %f5 was never written"),
+        ("@%p2 st", "setp.gt.f32 %p2, %f5, 0f00000000;\n@%p2 st", "register %f5 was never written"),
+        ("%f1, 2, 31", "%f1, 4, 31", "register %f5 was never written"),
+    ],
+    ids=["right", "stored by all", "decides", "from a lane without a value"],
+)
+def test_reports_what_was_never_written_where_it_matters(
+    edit: str, replacement: str, message: str | None
+) -> None:
+    module, sums = Module(PARTIAL_SUM.replace(edit, replacement)), np.zeros(32, np.float32)
+    if message is None:
+        launch(module, "partial_sum", 1, 32, sums)
+        assert sums.tolist() == [6.0] + [0.0] * 31
+        return
+    with reported(message):
+        launch(module, "partial_sum", 1, 32, sums)
+
+
 def test_reports_endless_loops_and_unknown_instructions() -> None:
     loop = planted("mirror", r"bar\.sync\s+0;", "$L__again:\nbar.sync 0;\nbra $L__again;")
     with pytest.raises(PtxError, match=r"line \d+: `bra \$L__again;`: no end after 10001 pieces"):
