@@ -1,61 +1,131 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: the tests on the device (bit for bit against the CPU),
-# compute-sanitizer on a few of them, then the benchmarks. Writes benchmarks/results/gpu/<date>/:
-# machine.txt, the logs, and benchmarks.json (pytest-benchmark's raw numbers).
+# Everything that needs a GPU in one command that ends within ten minutes, the facts worth most first:
+# the machine, the build, the tests bit for bit against the CPU, the benchmarks of the ops and of k-means,
+# the whole way from a network to a smaller one, then compute-sanitizer.
 #
-#   benchmarks/gpu.sh [folder for the results]
+#   benchmarks/gpu.sh [--device cuda|cpu] [--wheels FOLDER] [--seconds N] FOLDER
 #
-# Needs nvcc, a driver, and Python with torch, triton, pybind11, setuptools, numpy, pytest and
-# pytest-benchmark. Uses no network. Builds in place. PYTHON names the interpreter (python3).
-set -euo pipefail
-cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-results=$(realpath -m "${1:-benchmarks/results/gpu/$(date -u +%Y-%m-%dT%H%MZ)}")
-mkdir -p "$results"
+# Every step has a time limit, and one that fails, crashes or hangs stops no other. Results appear in
+# FOLDER as they come, in at most 8 files of at most 16 MiB; steps.txt says how every step ended.
+#
+#   --device cpu     checks that the command itself is whole: smallest sizes, no sanitizer
+#   --wheels FOLDER  wheels to install for this run alone (peers to measure beside)
+#   --seconds N      of the whole run, 560; the limits of the steps shrink along
+#
+# Needs Python with torch, numpy, pybind11, setuptools, pytest, pytest-benchmark and what pyproject.toml
+# lists, and for cuda nvcc, triton and a driver. Uses no network. Builds in place. PYTHON names the
+# interpreter (python3). Ends with 0 if all steps passed, 1 if not, 2 if it was called wrongly.
+set -u
+TOTAL=560            # seconds that the limits below are meant for
+GRACE=8              # seconds from the interrupt to the kill of a step
+MOST=$((4 << 20))    # bytes of a log's beginning and of its end that are kept
+usage() { echo "usage: benchmarks/gpu.sh [--device cuda|cpu] [--wheels FOLDER] [--seconds N] FOLDER" >&2; exit 2; }
 
-for module in torch triton pybind11 setuptools numpy pytest pytest_benchmark; do
-    "$python" -c "import $module" || { echo "gpu.sh needs the Python package $module" >&2; exit 2; }
+device=cuda seconds=$TOTAL wheels='' out=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --device) device=${2:-}; shift 2 || usage ;;
+        --wheels) wheels=$(realpath -e "${2:-}") || usage; shift 2 ;;
+        --seconds) seconds=${2:-}; shift 2 || usage ;;
+        -*) usage ;;
+        *) [ -z "$out" ] || usage; out=$1; shift ;;
+    esac
 done
-capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') ||
-    { echo "gpu.sh needs a CUDA device that torch can use" >&2; exit 2; }
+case $device in cuda | cpu) ;; *) usage ;; esac
+[ -n "$out" ] && [ "$seconds" -gt 0 ] 2>/dev/null || usage
+mkdir -p "$out" && out=$(realpath "$out") || exit 2
+cd "$(dirname "$0")/.." || exit 2
+rm -f "$out"/{steps.txt,build.log,tests.log,bench.log,sanitizer.log,ops.json,kmeans.json,end_to_end.json}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+python=${PYTHON:-python3}
+failed=0
+SECONDS=0
+export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} TRITON_CACHE_DIR=$scratch/triton
 
-{
-    date -u +%Y-%m-%dT%H:%MZ
-    git rev-parse HEAD 2>/dev/null || true
-    uname -srm
-    grep -m1 'model name' /proc/cpuinfo || true
-    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv || true
-    nvcc --version | tail -2
-    "$python" -c 'import sys, torch, triton
-print("python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__)'
-} | tee "$results/machine.txt"
+# Runs a command under a limit, its output in a log of $out, and notes how it ended.
+# The interrupt lets pytest-benchmark write what it has; a caller in the background may have it ignored.
+step() { # NAME SECONDS LOG COMMAND...
+    local name=$1 limit=$(($2 * seconds / TOTAL)) log=$out/$3 start=$SECONDS left status how
+    shift 3
+    left=$((seconds - SECONDS))
+    if [ "$left" -lt 2 ]; then
+        note "$name" "not begun: no time is left"
+        return 1
+    fi
+    [ "$limit" -gt 1 ] || limit=1
+    [ "$limit" -lt "$left" ] || limit=$left
+    echo "== $name: $*" >>"$log"
+    timeout --signal=INT --kill-after=$GRACE "$limit" env --default-signal=INT "$@" >>"$log" 2>&1 </dev/null
+    status=$?
+    case $status in
+        0) how=passed ;;
+        124) how="stopped at its limit" ;;
+        137) how="killed" ;;
+        *) [ $status -gt 128 ] && how="crashed ($(kill -l $status 2>/dev/null))" || how="failed ($status)" ;;
+    esac
+    note "$name" "$how after $((SECONDS - start)) s, limit $limit s"
+    shorten "$log"
+    return $status
+}
 
-# This device's machine code alone: the wheel's whole list takes minutes.
-MDCP_CUDA=1 TORCH_CUDA_ARCH_LIST="$capability+PTX" "$python" setup.py build_ext --inplace \
-    >"$results/build.log" 2>&1 || { tail -20 "$results/build.log" >&2; exit 1; }
+note() { # NAME HOW
+    case $1:$2 in *:passed* | initcheck:*) ;; *) failed=1 ;; esac
+    printf '%-22s %s\n' "$1:" "$2" | tee -a "$out/steps.txt"
+}
 
-export MDCP_REQUIRE_CUDA=1
-status=0
-"$python" -m pytest tests/test_on_device.py -m needs_cuda -rs -p no:cacheprovider \
-    2>&1 | tee "$results/tests.log" || status=1
+shorten() { # LOG: its beginning and its end
+    [ "$(stat -c %s "$1")" -gt $((2 * MOST)) ] || return 0
+    { head -c $MOST "$1"; printf '\n[...]\n'; tail -c $MOST "$1"; } >"$scratch/short" && mv "$scratch/short" "$1"
+}
 
-# On cases small enough for a tool that slows a kernel a hundredfold. Without torch's cache every tensor is an allocation
-# of its own, so that a step beside one is seen.
-small='written_out_example or ties or all_points_equal or one_point or single_run or nothing or ward_seeds_are_better
-    or far_beyond_the_points or as_many_clusters_as_distinct or seeds_of_a_smaller_k'
-small=$(echo $small)
-if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck initcheck racecheck synccheck; do
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-            "$python" -m pytest tests/test_on_device.py -m needs_cuda -q -p no:cacheprovider \
-            -k "$small" 2>&1 | tee "$results/$tool.log" || status=1
-    done
-else
-    echo "compute-sanitizer is not installed: not run" | tee "$results/memcheck.log"
+has() { "$python" -c "import $1" 2>/dev/null; }
+tests() { step "$1" "$2" tests.log "${pytest[@]}" -q -rs --durations=8 --maxfail=40 "${@:3}"; }
+benchmark() { # NAME SECONDS JSON COMMAND...
+    step "$1" "$2" bench.log "${pytest[@]}" -q --device "$device" --benchmark-json "$out/$3" "${@:4}"
+}
+
+pytest=("$python" -m pytest -p no:cacheprovider)
+parallel=()
+if [ -n "$wheels" ]; then
+    step wheels 30 build.log "$python" -m pip install --quiet --no-index --no-deps --no-compile \
+        --no-cache-dir --target "$scratch/wheels" "$wheels"/*.whl
+    PYTHONPATH=$PYTHONPATH:$scratch/wheels  # behind what the machine has
 fi
 
-"$python" -m pytest benchmarks/bench_device.py --device cuda -p no:cacheprovider \
-    --benchmark-json "$results/benchmarks.json" 2>&1 | tee "$results/benchmarks.log" || status=1
+step machine 30 steps.txt "$python" benchmarks/device/machine.py --device "$device"
+if [ "$device" = cuda ]; then
+    capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null)
+    # This device's machine code alone: the wheel's whole list takes minutes.
+    step build 130 build.log env MDCP_CUDA=1 TORCH_CUDA_ARCH_LIST="${capability:-9.0}+PTX" \
+        "$python" setup.py build_ext --inplace || # what runs on the CPU and by Triton can still be measured
+        step "build for the CPU" 60 build.log env MDCP_CUDA=0 "$python" setup.py build_ext --inplace
+    export MDCP_REQUIRE_CUDA=1
+    ! has xdist || parallel=(-n 8) # a worker that crashes takes no other along
+    tests "tests of the ops" 110 tests/test_on_device.py -m needs_cuda "${parallel[@]}"
+    benchmark "benchmarks of the ops" 80 ops.json benchmarks/bench_device.py benchmarks/device/bench_peers.py -k "not kmeans"
+    benchmark "benchmarks of k-means" 70 kmeans.json benchmarks/bench_device.py benchmarks/device/bench_peers.py -k kmeans
+    step "end to end" 110 bench.log "$python" benchmarks/device/end_to_end.py --device cuda "$out/end_to_end.json"
+    tests "tests of the pipeline" 110 tests/test_pipeline_on_device.py -m needs_cuda "${parallel[@]}"
+    # Small work that reaches every kernel. Without torch's cache each tensor is an allocation of its own, so that a
+    # step beside one is seen. initcheck is told, but no gate: torch's own kernels trip it.
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    for tool in memcheck racecheck initcheck synccheck; do
+        step "$tool" 60 sanitizer.log compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
+            --print-limit 20 "${pytest[@]}" -q -x tests/test_on_device.py -m "needs_cuda and reaches_every_kernel"
+    done
+else
+    step build 130 build.log env MDCP_CUDA=0 "$python" setup.py build_ext --inplace
+    tests "tests of the ops" 110 tests/test_crowding.py tests/test_population.py tests/test_on_device.py
+    benchmark "benchmarks of the ops" 80 ops.json --quick benchmarks/bench_device.py benchmarks/device/bench_peers.py -k "not kmeans"
+    benchmark "benchmarks of k-means" 70 kmeans.json --quick benchmarks/bench_device.py benchmarks/device/bench_peers.py -k kmeans
+    step "end to end" 110 bench.log "$python" benchmarks/device/end_to_end.py --device cpu --quick "$out/end_to_end.json"
+    tests "tests of the pipeline" 110 tests/test_pipeline_on_device.py -k "small"
+fi
 
-echo "results: $results (status $status)" | tee -a "$results/machine.txt"
-exit $status
+for log in build tests bench sanitizer; do
+    [ ! -f "$out/$log.log" ] || { echo "-- $log.log"; tail -n 8 "$out/$log.log" | cut -c -200; }
+done
+echo "-- steps.txt, after $SECONDS s"
+tail -n 40 "$out/steps.txt" | cut -c -200
+exit $failed
