@@ -61,7 +61,11 @@ def _kmeans(init: str, dimensions: int) -> Work:
 def _statistics(dtype: torch.dtype) -> Work:
     generator = torch.Generator().manual_seed(0)
     shapes = [(5, 3, 3, 3), (4, 1), (3, 700, 3, 3), (0, 4)]
-    return channel_statistics, ([torch.randn(s, generator=generator).to(dtype) for s in shapes],), {}
+    return (
+        channel_statistics,
+        ([torch.randn(s, generator=generator).to(dtype) for s in shapes],),
+        {},
+    )
 
 
 # Beyond 2,048 points crowding merges sorted tiles, beyond 1,024 Ward's first rounds are spread over

@@ -81,12 +81,12 @@ SEEN: list[dict[str, Any]] = []
 
 @pytest.mark.parametrize("evaluator", ["table", "network", "fitted"])
 def test_calibration_runs_without_tf32_whatever_is_set(restored: None, evaluator: str) -> None:
-    torch.set_float32_matmul_precision("medium")
-    before = settings()
-    assert not full(before)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(24, 3, 8, 8, generator=generator)
     graph = trace(Watched(), images[:1])
+    torch.set_float32_matmul_precision("medium")
+    before = settings()
+    assert not full(before)
     SEEN.clear()
     plan = search(
         graph,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import triton_versions
 from emulation.build import CACHE, EMULATION, ROOT, digest, headers, made_once, run
 from emulation.ptx import Module
 
@@ -43,17 +44,7 @@ def triton_ptx(
     Returns:
         The PTX, the threads of a block and the bytes of dynamic shared memory.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    source = ASTSource(
-        fn=kernel,
-        signature=dict(signature) | dict.fromkeys(constants, "constexpr"),
-        constexprs=dict(constants),
-    )
-    target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options=dict(options))
+    compiled = triton_versions.compiled(kernel, signature, constants, options, architecture)
     return compiled.asm["ptx"], 32 * compiled.metadata.num_warps, compiled.metadata.shared
 
 
