@@ -1,0 +1,264 @@
+"""From a network to a smaller one on a device: times by stage, accuracy on digits, latency.
+
+python benchmarks/device/end_to_end.py [--device cuda|cpu] [--quick] FILE.json
+
+Random weights, but for the digits. Every part is tried by itself, and the file is written anew
+after each, so that a run that ends early tells what it found. Plans and fits are compared with the
+CPU's by tests/test_pipeline_on_device.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import mdcp_fast
+from mdcp_fast.demo import run_demo
+from mdcp_fast.files import whole_file
+
+ROUNDS, SECONDS = 30, 0.3  # of a latency, whichever is reached first
+CALIBRATION = 256  # images
+PRECISIONS = ("tf32", "bfloat16 channels_last")
+Timed = Callable[[], Any]
+
+
+class Report:
+    """What was found so far, on disk after every entry."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path, self.device = path, device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        self.entries: dict[str, Any] = {"device": name, "torch": torch.__version__}
+        self.failed = False
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[dict[str, Any]]:
+        """A part of the report; what it raises is noted and stops no other."""
+        entry: dict[str, Any] = {}
+        start = time.perf_counter()
+        try:
+            yield entry
+        except Exception as error:
+            self.failed = True
+            entry["error"] = f"{type(error).__name__}: {error}"[:500]
+            traceback.print_exc()
+        entry["seconds"] = time.perf_counter() - start
+        self.entries[name] = entry
+        print(f"{name}: {json.dumps(entry)}", flush=True)
+        with whole_file(self.path) as temporary:
+            temporary.write_text(json.dumps(self.entries, indent=2) + "\n", encoding="utf-8")
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def network(name: str) -> nn.Module:
+    import torchvision
+
+    torch.manual_seed(0)
+    return getattr(torchvision.models, name)(weights=None).eval()
+
+
+def stages(entry: dict[str, Any], name: str, device: torch.device, size: int, count: int) -> None:
+    """Seconds of every stage, each of which has to do what it says."""
+    model = network(name).to(device)
+    images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    batches = list(images.to(device).split(64))
+    now = clock(entry, device)
+    with now("trace"):
+        graph = mdcp_fast.trace(model, batches[0][:1])
+    with now("search, no data"):
+        plan = mdcp_fast.search(graph, macs=0.5)
+    with now("search, calibration"):
+        measured = mdcp_fast.search(graph, macs=0.5, calibration=batches)
+    with now("prune, no data"):
+        mdcp_fast.prune(graph, plan)
+    with now("prune, calibration"):
+        small = mdcp_fast.prune(graph, measured, calibration=batches)
+    assert mdcp_fast.count_macs(small, batches[0][:1]) == measured.macs <= 0.5 * graph.macs
+    with now("save and load"), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "small.safetensors")
+        mdcp_fast.save(path, small, measured)
+        loaded = mdcp_fast.load(path, lambda: network(name).to(device))
+        with torch.no_grad():
+            assert torch.equal(loaded(batches[0][:1]), small.eval()(batches[0][:1]))
+    with contextlib.suppress(ImportError), now("torch-pruning by magnitude"):
+        torch_pruning(copy.deepcopy(model), batches[0][:1])
+
+
+def clock(
+    entry: dict[str, Any], device: torch.device
+) -> Callable[[str], contextlib.AbstractContextManager[None]]:
+    """Writes how long a block took, and what it took of the device's memory at most."""
+
+    @contextlib.contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        wait(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
+        yield
+        wait(device)
+        entry[stage] = time.perf_counter() - start
+        if device.type == "cuda":
+            entry[f"{stage}, peak bytes"] = torch.cuda.max_memory_allocated(device)
+
+    return timed
+
+
+def torch_pruning(model: nn.Module, images: Tensor) -> None:
+    """The rival's graph, magnitudes and removal of 30 % of the channels of every layer."""
+    import torch_pruning as rival
+
+    last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1:]
+    rival.pruner.MagnitudePruner(
+        model,
+        images,
+        importance=rival.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.3,
+        ignored_layers=last,
+    ).step()
+
+
+def digits(entry: dict[str, Any], device: torch.device, epochs: int) -> None:
+    """The demo: trained, pruned to 40 % of its MACs, fitted, fine-tuned; accuracies on test data.
+
+    Its latencies are the CPU's.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_demo(
+            macs=0.4,
+            out=folder,
+            epochs=epochs,
+            device=str(device),
+            console=Console(file=io.StringIO()),
+            progress=False,
+        )
+    for stage in ("dense", "pruned", "compensated", "finetuned"):
+        entry[stage] = result[stage]["accuracy"]
+    entry["of the MACs"] = result["finetuned"]["macs"] / result["dense"]["macs"]
+    entry["seconds by stage"] = result["seconds"]
+
+
+def latencies(
+    entry: dict[str, Any], name: str, device: torch.device, size: int, batches: tuple[int, ...]
+) -> None:
+    """Milliseconds of the dense and of a half-sized network, taking turns; medians."""
+    dense = network(name).to(device)
+    x = torch.randn(max(batches), 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = x.to(device)
+    graph = mdcp_fast.trace(dense, x[:1])
+    for round_to in (1, 8):
+        plan = mdcp_fast.search(graph, macs=0.5, round_to=round_to)
+        small = mdcp_fast.prune(graph, plan, check=False)
+        for precision in PRECISIONS:
+            for batch in batches:
+                for captured in (False, True) if device.type == "cuda" else (False,):
+                    with precise(precision):
+                        runs = [
+                            prepared(one, x[:batch], precision, captured) for one in (dense, small)
+                        ]
+                        times = in_turns(runs, device)
+                    how = "CUDA graph" if captured else "eager"
+                    key = f"{precision}, batch {batch}, {how}, widths in multiples of {round_to}"
+                    entry[key] = dict(zip(("dense ms", "pruned ms"), times, strict=True))
+                    entry[key]["times faster"] = times[0] / times[1]
+
+
+@contextlib.contextmanager
+def precise(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def prepared(model: nn.Module, x: Tensor, precision: str, captured: bool) -> Timed:
+    """What runs the network once on the batch; as a CUDA graph it was recorded before."""
+    model = copy.deepcopy(model).eval()
+    if precision.startswith("bfloat16"):
+        model = model.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return model(x)
+
+    if not captured:
+        return run
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            expected = run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = run()
+    graph.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(output, expected, rtol=0.05, atol=0.05)
+    return graph.replay
+
+
+def in_turns(runs: list[Timed], device: torch.device) -> list[float]:
+    """Median milliseconds of each."""
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        for _ in range(3):
+            run()
+    end = time.perf_counter() + SECONDS
+    while len(times[0]) < 3 or (len(times[0]) < ROUNDS and time.perf_counter() < end):
+        for run, found in zip(runs, times, strict=True):
+            wait(device)
+            start = time.perf_counter()
+            run()
+            wait(device)
+            found.append(1e3 * (time.perf_counter() - start))
+    return [median(found) for found in times]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The whole way on a device.")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes: all parts, fast")
+    parser.add_argument("file", type=Path)
+    arguments = parser.parse_args()
+    device, quick = torch.device(arguments.device), arguments.quick
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # threads that wait for a core would be all that is measured
+    report = Report(arguments.file, device)
+    size, count = (32, 64) if quick else (224, CALIBRATION)
+    names = ("resnet18",) if quick else ("resnet18", "mobilenet_v2", "resnet50")
+    with report.part("digits to 40 % of the MACs") as entry:
+        digits(entry, device, epochs=1 if quick else 15)
+    for name in names:
+        with report.part(f"{name}, stages") as entry:
+            stages(entry, name, device, size, count)
+        with report.part(f"{name}, latency") as entry:
+            latencies(entry, name, device, size, (1, 4) if quick else (1, 256))
+    return int(report.failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
