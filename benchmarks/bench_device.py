@@ -132,7 +132,7 @@ def test_ward(benchmark: Any, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("init", ["ward", "k-means++"])
-@pytest.mark.parametrize("name", KMEANS_JOBS)
+@pytest.mark.parametrize("name", ["a", "b", "c", pytest.param("d", marks=pytest.mark.slow)])
 def test_kmeans(benchmark: Any, device: torch.device, name: str, init: str) -> None:
     make, target = KMEANS_JOBS[name]
     work = make(layers())

@@ -81,7 +81,7 @@ shorten() { # LOG: its beginning and its end
 }
 
 has() { "$python" -c "import $1" 2>/dev/null; }
-tests() { step "$1" "$2" tests.log "${pytest[@]}" -q -rs --durations=8 --maxfail=40 "${@:3}"; }
+tests() { step "$1" "$2" tests.log env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}" "${pytest[@]}" -q -rs --durations=8 --maxfail=40 "${@:3}"; }
 benchmark() { # NAME SECONDS JSON COMMAND...
     step "$1" "$2" bench.log "${pytest[@]}" -q --device "$device" --benchmark-json "$out/$3" "${@:4}"
 }
@@ -113,7 +113,7 @@ if [ "$device" = cuda ]; then
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     for tool in memcheck racecheck initcheck synccheck; do
         step "$tool" 60 sanitizer.log compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
-            --print-limit 20 "${pytest[@]}" -q -x tests/test_on_device.py -m "needs_cuda and reaches_every_kernel"
+            --print-limit 20 "${pytest[@]}" -v tests/test_on_device.py -m "needs_cuda and reaches_every_kernel"
     done
 else
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
