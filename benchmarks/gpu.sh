@@ -36,7 +36,7 @@ MDCP_CUDA=1 TORCH_CUDA_ARCH_LIST="$capability+PTX" "$python" setup.py build_ext 
 
 export MDCP_REQUIRE_CUDA=1
 status=0
-"$python" -m pytest tests/test_on_device.py -m needs_cuda -rs -p no:cacheprovider \
+"$python" -m pytest tests/ops/test_on_device.py -m needs_cuda -rs -p no:cacheprovider \
     2>&1 | tee "$results/tests.log" || status=1
 
 # On cases small enough for a tool that slows a kernel a hundredfold. Without torch's cache every tensor is an allocation
@@ -47,14 +47,14 @@ small=$(echo $small)
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck initcheck racecheck synccheck; do
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-            "$python" -m pytest tests/test_on_device.py -m needs_cuda -q -p no:cacheprovider \
+            "$python" -m pytest tests/ops/test_on_device.py -m needs_cuda -q -p no:cacheprovider \
             -k "$small" 2>&1 | tee "$results/$tool.log" || status=1
     done
 else
     echo "compute-sanitizer is not installed: not run" | tee "$results/memcheck.log"
 fi
 
-"$python" -m pytest benchmarks/bench_device.py --device cuda -p no:cacheprovider \
+"$python" -m pytest benchmarks/device/bench_device.py --device cuda -p no:cacheprovider \
     --benchmark-json "$results/benchmarks.json" 2>&1 | tee "$results/benchmarks.log" || status=1
 
 echo "results: $results (status $status)" | tee -a "$results/machine.txt"
