@@ -15,7 +15,8 @@ from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.serialization import load, save
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 from mdcp_fast.training.evaluation import evaluate
 from mdcp_fast.training.finetune import finetune
 from mdcp_fast.training.onednn import strided_by_slices

@@ -13,7 +13,8 @@ from networks import NETWORKS, data_of, tensors, trained
 from torch import Tensor, nn
 
 from mdcp_fast.pruning.plan import PruningPlan
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 1000, 125
 MIN_KEEP = 0.1  # of the channels of every axis, for all methods

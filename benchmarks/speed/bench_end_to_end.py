@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -18,21 +17,20 @@ from pruned_networks import INPUT, NETWORKS, network, share_of_macs, torch_pruni
 from torch import nn
 
 from mdcp_fast import PruningPlan
-from mdcp_fast.planning import method
+from mdcp_fast.planning import channels, search
 from mdcp_fast.pruning import prune
-from mdcp_fast.tracing import graph
+from mdcp_fast.tracing import graph, trace
 
 pytestmark = pytest.mark.usefixtures("threads")
-search = import_module("mdcp_fast.planning.search")  # that of the package is the function
 PARTS: list[Part] = [
-    ("capture by torch.export", graph, "export"),
-    ("channel labels and axes", graph, "walk_program"),
-    ("channel labels and axes", graph, "gather"),
-    ("MACs, by one forward pass", graph, "count_macs"),
+    ("capture by torch.export", trace, "export"),
+    ("channel labels and axes", trace, "walk_program"),
+    ("channel labels and axes", trace, "gather"),
+    ("MACs, by one forward pass", trace, "count_macs"),
     ("cost model", graph, "cost_model"),
-    ("checks against the zeroed network", graph.ChannelGraph, "failing"),
-    ("statistics", method, "moments"),
-    ("clusters, crowding, loss table", method, "loss_table"),
+    ("checks against the zeroed network", trace, "failing_axes"),
+    ("statistics", channels, "moments"),
+    ("clusters, crowding, loss table", channels, "loss_table"),
     ("relaxation", search, "relaxed_widths"),
     ("evolution", search, "differential_evolution"),
     ("the plan", PruningPlan, "build"),
@@ -41,7 +39,7 @@ PARTS: list[Part] = [
 
 
 def ours(model: nn.Module, check: bool = True) -> nn.Module:
-    traced = graph.trace(model, INPUT, check=check)
+    traced = trace.trace(model, INPUT, check=check)
     return prune.prune(traced, search.search(traced, macs=0.5), check=check)
 
 

@@ -17,7 +17,8 @@ from pruned_networks import NETWORKS, traced
 from torch import Tensor
 
 from mdcp_fast.planning.descriptors import Descriptors, moments
-from mdcp_fast.planning.selection import loss_table, select
+from mdcp_fast.planning.loss_table import loss_table
+from mdcp_fast.planning.selection import select
 
 pytestmark = pytest.mark.usefixtures("threads")
 Compare = Callable[..., dict[str, Any]]

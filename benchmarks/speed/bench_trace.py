@@ -13,7 +13,7 @@ import torch
 from pruned_networks import INPUT, NETWORKS, network
 
 from mdcp_fast.modules.calls import count_macs
-from mdcp_fast.tracing.graph import trace
+from mdcp_fast.tracing.trace import trace
 
 pytestmark = pytest.mark.usefixtures("threads")
 

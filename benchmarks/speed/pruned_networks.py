@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from mdcp_fast.modules.calls import count_macs
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 INPUT = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 NETWORKS = [

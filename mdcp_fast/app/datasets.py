@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from mdcp_fast.app.models import imported
+from mdcp_fast.app.imports import imported
 
 KNOWN = "digits, fashion-mnist, fashion-mnist:FOLDER, folder:FOLDER, module:function"
 SPLIT_SEED = 0

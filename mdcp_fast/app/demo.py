@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from mdcp_fast._files import whole_file
+from mdcp_fast._files import atomic_write
 from mdcp_fast.app import figures
 from mdcp_fast.app.datasets import Data, load_data
 from mdcp_fast.app.latency import measure_latency
@@ -32,7 +32,7 @@ from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.serialization import save
-from mdcp_fast.tracing.graph import trace
+from mdcp_fast.tracing.trace import trace
 from mdcp_fast.training.evaluation import evaluate
 from mdcp_fast.training.finetune import finetune
 
@@ -295,5 +295,5 @@ def _table(stages: dict[str, Stage], batch: int) -> Table:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mdcp_fast._files import whole_file
+from mdcp_fast._files import atomic_write
 from mdcp_fast.ops.channel_statistics import channel_statistics
 from mdcp_fast.pruning.plan import AxisPlan, PruningPlan
 from mdcp_fast.tracing.graph import ChannelGraph
@@ -244,6 +244,6 @@ def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tu
 def _save(path: str | os.PathLike[str], figure: Figure) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         # Without the date and the version of matplotlib, the same plan gives the same file.
         FigureCanvasAgg(figure).print_png(str(temporary), metadata={"Software": None})

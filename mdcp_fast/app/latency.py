@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import evaluating
+from mdcp_fast.modules.calls import eval_mode
 
 
 @torch.inference_mode()
@@ -39,7 +39,7 @@ def measure_latency(
     times: list[list[float]] = [[] for _ in models]
 
     def timed(model: nn.Module) -> float:
-        with evaluating(model):
+        with eval_mode(model):
             _wait_for(batch.device)
             start = time.perf_counter()
             model(batch)

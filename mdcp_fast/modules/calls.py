@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -36,19 +36,19 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
-def mapped(inputs: Any, change: Any) -> Any:
+def map_tensors(inputs: Any, change: Any) -> Any:
     """`inputs` with `change` applied to every tensor in them."""
     if isinstance(inputs, Tensor):
         return change(inputs)
     if isinstance(inputs, dict):
-        return {name: mapped(value, change) for name, value in inputs.items()}
+        return {name: map_tensors(value, change) for name, value in inputs.items()}
     if type(inputs) in (list, tuple):
-        return type(inputs)(mapped(item, change) for item in inputs)
+        return type(inputs)(map_tensors(item, change) for item in inputs)
     return inputs
 
 
 @contextmanager
-def evaluating(model: nn.Module, training: bool = False) -> Iterator[nn.Module]:
+def eval_mode(model: nn.Module, training: bool = False) -> Iterator[nn.Module]:
     """`model` in evaluation (or training) mode; every module's own mode is put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -59,7 +59,7 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
     """Puts the values of all buffers back afterwards: some networks count their calls."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -85,47 +85,19 @@ def count_macs(model: nn.Module, example_inputs: Tensor | Inputs) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     inputs = as_inputs("count_macs", example_inputs)
-    with FlopCounterMode(display=False) as counter, evaluating(model), buffers_kept(model):
+    with FlopCounterMode(display=False) as counter, eval_mode(model), preserve_buffers(model):
         call(model, inputs)
     return int(counter.get_total_flops()) // 2
 
 
-def export(
-    model: nn.Module, inputs: Inputs, training: bool = False
-) -> torch.export.ExportedProgram:
-    """The network captured by torch.export, in evaluation mode or in training mode.
-
-    Raises:
-        ValueError: It cannot be captured; the message says what torch.export said.
-    """
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    with evaluating(model, training), buffers_kept(model), torch.no_grad():
-        try:
-            return torch.export.export(model, args, kwargs)
-        except Exception as error:
-            said = (str(error).strip().splitlines() or [""])[0]
-            raise ValueError(
-                "trace: model: expected a network that torch.export can capture with these example "
-                f"inputs, got {type(error).__name__}: {said} (torch.export.export(model, inputs) "
-                "shows where)"
-            ) from error
-
-
-def export_training(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
-    """The network as it runs in training mode, with a batch of two in place of a batch of one.
-
-    BatchNorm in training mode refuses a single value per channel.
-
-    Raises:
-        ValueError: As `export`.
-    """
-
-    def twice(x: Tensor) -> Tensor:
-        return torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x
-
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, log.disabled = log.disabled, True  # a failure here is reported in the graph
-    try:
-        return export(model, mapped(inputs, twice), training=True)
-    finally:
-        log.disabled = disabled
+def tensors_in(output: Any) -> list[Tensor]:
+    """The tensors of a network's output: a tensor, or mappings, sequences, dataclasses of such."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [tensor for value in output.values() for tensor in tensors_in(value)]
+    if isinstance(output, (list, tuple)):
+        return [tensor for value in output for tensor in tensors_in(value)]
+    if is_dataclass(output):
+        return tensors_in([getattr(output, field.name) for field in fields(output)])
+    return []

@@ -6,14 +6,13 @@ from every place it should be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, call, mapped
+from mdcp_fast.modules.calls import Inputs, call, map_tensors, tensors_in
 from mdcp_fast.modules.removal import Positions, rebuilt, remove, tensor_of
 
 TOLERANCE = 1e-10  # largest difference, relative to the largest output, of a right removal
@@ -124,7 +123,7 @@ def cropped(inputs: Inputs) -> Inputs | None:
         smaller = True
         return cut
 
-    cut: Inputs = mapped(inputs, corner)
+    cut: Inputs = map_tensors(inputs, corner)
     return cut if smaller else None
 
 
@@ -144,7 +143,7 @@ def difference(
         Exception: Whatever the pruned network raises when its sizes do not fit.
     """
     fresh = scrambling() if scramble else in_float64
-    inputs = mapped(inputs, in_float64)
+    inputs = map_tensors(inputs, in_float64)
     small = rebuilt(remove(model, kept), fresh).eval()
     full = zeroed(model, small, kept, fresh)  # before `small` runs, which may write to its buffers
     return relative_difference(call(small, inputs), call(full, inputs))
@@ -153,7 +152,7 @@ def difference(
 @torch.no_grad()
 def runs(model: nn.Module, kept: Positions, inputs: Inputs) -> None:
     """Runs the pruned network, and raises whatever it raises when its sizes do not fit."""
-    call(rebuilt(remove(model, kept), in_float64).eval(), mapped(inputs, in_float64))
+    call(rebuilt(remove(model, kept), in_float64).eval(), map_tensors(inputs, in_float64))
 
 
 @torch.no_grad()
@@ -167,7 +166,7 @@ def fits(model: nn.Module, kept: Positions, inputs: Inputs) -> bool:
         return tensor.to("meta")
 
     try:
-        call(remove(rebuilt(model, sizes), kept).eval(), mapped(inputs, sizes))
+        call(remove(rebuilt(model, sizes), kept).eval(), map_tensors(inputs, sizes))
     except Exception:  # whatever the user's forward raises
         return False
     return True
@@ -201,20 +200,7 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor).double() if tensor.is_complex() else tensor.double()
 
 
-def tensors_in(output: Any) -> list[Tensor]:
-    """The tensors of a network's output: a tensor, or mappings, sequences, dataclasses of such."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        return [tensor for value in output.values() for tensor in tensors_in(value)]
-    if isinstance(output, (list, tuple)):
-        return [tensor for value in output for tensor in tensors_in(value)]
-    if is_dataclass(output):
-        return tensors_in([getattr(output, field.name) for field in fields(output)])
-    return []
-
-
-def culprits(count: int, trial: Callable[[Sequence[int]], str | None]) -> dict[int, str]:
+def bisect_failures(count: int, trial: Callable[[Sequence[int]], str | None]) -> dict[int, str]:
     """Which of `count` things make a trial fail, and how.
 
     All are tried together first; where that fails, halves of them, down to single ones; and for

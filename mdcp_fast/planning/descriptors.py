@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdcp_fast.ops._arguments import MAX_DIMENSIONS
 from mdcp_fast.ops.channel_statistics import channel_statistics
+from mdcp_fast.ops.kmeans import MAX_DIMENSIONS
 from mdcp_fast.planning.folded_weights import folded_weights
-from mdcp_fast.planning.reconstruction import Reading
+from mdcp_fast.planning.reconstruction import ReconstructionError
 from mdcp_fast.tracing.graph import ChannelGraph
 
 NUMBERS = ("mean", "variance", "cosine")  # of `moments`, in the order of channel_statistics
@@ -111,30 +111,30 @@ def weights(graph: ChannelGraph) -> Descriptors:
     return packed(described, norms)
 
 
-def responses(graph: ChannelGraph, readings: Sequence[Sequence[Reading]]) -> Descriptors:
+def responses(graph: ChannelGraph, errors: Sequence[Sequence[ReconstructionError]]) -> Descriptors:
     """What each channel adds to the outputs of the layers that read it, as principal components.
 
     Distances are those of the channels' contributions on the calibration batches, weighted by how
-    much each output matters where the readings know, and summed over the layers.
+    much each output matters where that was measured, and summed over the layers.
 
     Args:
         graph: What `trace` returned.
-        readings: Of every axis, at least one each.
+        errors: Of every axis, at least one each.
 
     Returns:
         Points of dimension D <= 16.
     """
     described, norms = [], []
-    for axis, own in zip(graph.axes, readings, strict=True):
+    for axis, own in zip(graph.axes, errors, strict=True):
         kernel = torch.stack([_by_channel(one, axis.channels) for one in own]).sum(0)
         described.append(embedded(kernel))
         norms.append(kernel.diagonal().clamp_min(0).sqrt().float())
     return packed(described, norms)
 
 
-def _by_channel(reading: Reading, channels: int) -> Tensor:
-    """The reading's kernel with a channel's entries added up: float64 [channels, channels]."""
-    kernel = reading.kernel.cpu()
+def _by_channel(error: ReconstructionError, channels: int) -> Tensor:
+    """Its kernel with a channel's entries added up: float64 [channels, channels]."""
+    kernel = error.kernel.cpu()
     return kernel.view(channels, len(kernel) // channels, channels, -1).sum((1, 3))
 
 

@@ -17,24 +17,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdcp_fast.planning.reconstruction import Reading
+from mdcp_fast.planning.reconstruction import ReconstructionError
 
 LAZY = 48  # steps whose updates are added at once, as one product of matrices
 
 
 class _Shrinking:
-    """One reading while channels are dropped.
+    """What one layer loses while channels are dropped.
 
     `inverse` and `effect` are as of the last `_settle`; since then channels were dropped, whose
     updates are the products `inverse + b c^T` and `effect + t b^T + b t^T` of the columns kept in
     `_b`, `_c` and `_t` [groups, entries, pending]. The diagonal blocks are always up to date.
     """
 
-    def __init__(self, reading: Reading, channels: int) -> None:
-        gram, ridge = reading.gram, reading.ridge
+    def __init__(self, error: ReconstructionError, channels: int) -> None:
+        gram, ridge = error.gram, error.ridge
         identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         self.inverse = torch.linalg.inv(gram + ridge * identity)
-        self.effect = reading.effect.clone()
+        self.effect = error.effect.clone()
         self.size = gram.shape[1] // channels  # entries of a channel
         self._make_room()
         self._inverse_blocks = self._blocks(self.inverse)
@@ -121,19 +121,21 @@ class _Shrinking:
         self._make_room()
 
 
-def elimination_order(readings: Sequence[Reading], channels: int) -> tuple[Tensor, Tensor]:
+def elimination_order(
+    errors: Sequence[ReconstructionError], channels: int
+) -> tuple[Tensor, Tensor]:
     """The order in which channels are worth keeping, and the loss at every width.
 
     Args:
-        readings: Of one axis, at least one.
+        errors: Of one axis, at least one.
         channels: Of the axis.
 
     Returns:
         int64 [channels], the first w of which stay at width w; float64 [channels], the loss at
         widths 1 to `channels`: falling, and 0 at the last. It is what ridge regression from the
-        kept channels leaves of the others, summed over the readings.
+        kept channels leaves of the others, summed over the errors.
     """
-    layers = [_Shrinking(reading, channels) for reading in readings]
+    layers = [_Shrinking(error, channels) for error in errors]
     names = torch.arange(channels)  # of the channels that the layers still hold
     stays = torch.ones(channels, dtype=torch.float64)
     dropped, costs = [], []

@@ -9,15 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs, buffers_kept, call, evaluating
-from mdcp_fast.modules.verification import tensors_in
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers, tensors_in
 from mdcp_fast.ops.evaluate_population import LossTable, PopulationFitness
-from mdcp_fast.planning.masked import needs_masks_at_inputs, peak_memory, run_folded
 from mdcp_fast.planning.selection import Chooser
 from mdcp_fast.pruning.calibration import samples_in
 from mdcp_fast.tracing.graph import ChannelGraph
 
-MEMORY = 1 << 30  # bytes of activations, by default
 CEILING = 1e6  # the most that a feasible candidate can score; any other scores more
 
 
@@ -101,7 +98,7 @@ class AnswerEvaluator(ABC):
         no_loss = LossTable(torch.zeros(int(offsets[-1]), dtype=torch.float64), offsets)
         self._excess = PopulationFitness(no_loss, graph.cost, limits)
         self.forwards = 0
-        with torch.no_grad(), evaluating(graph.model), buffers_kept(graph.model):
+        with torch.no_grad(), eval_mode(graph.model), preserve_buffers(graph.model):
             self._dense = [answers(call(graph.model, batch)).clone() for batch in self._batches]
         self.samples = sum(len(dense) for dense in self._dense)
         for batch, dense in zip(self._batches, self._dense, strict=True):
@@ -165,71 +162,6 @@ class AnswerEvaluator(ABC):
                     f"{list(dense.shape)}, as cross entropy takes them, got {labels.dtype} of "
                     f"shape {list(labels.shape)}: {error}"
                 ) from error
-
-
-class NetworkEvaluator(AnswerEvaluator):
-    """Scores candidates on the dense network with the channels that go masked: see its base class.
-
-    BatchNorm uses the statistics of the candidate's batch (so a batch should hold 16 samples or
-    more), in the dense network its own, as in evaluation mode. Candidates are folded into the
-    batch, as many at a time as `memory` allows. Axes that a normalisation over channels mixes
-    (trace's `allow_inexact`) are scored with zeros in it, which is not what removing gives; all
-    others exactly.
-
-    Args:
-        memory: Bytes that the activations of one pass may take, scratch space inside
-            convolutions not counted.
-
-    Raises:
-        ValueError: `memory` is too small for one candidate; candidates cannot share a batch of this
-            network.
-    """
-
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        kept: KeptChannels,
-        limits: Tensor,
-        batches: Sequence[Inputs],
-        *,
-        labels: Sequence[Tensor] | None = None,
-        memory: int = MEMORY,
-    ) -> None:
-        super().__init__(graph, kept, limits, batches, labels=labels)
-        with torch.no_grad(), evaluating(graph.model), buffers_kept(graph.model):
-            self._at_inputs = needs_masks_at_inputs(graph, self._batches[0])
-            self.together = self._candidates_in(memory)
-
-    @torch.no_grad()
-    def _run(self, widths: Tensor) -> Tensor:
-        kept = self._kept(widths)
-        model = self._graph.model
-        with evaluating(model), buffers_kept(model):
-            losses = [self._losses(i, batch, kept) for i, batch in enumerate(self._batches)]
-        return torch.stack(losses).sum(0)
-
-    def _losses(self, index: int, batch: Inputs, kept: Sequence[Tensor]) -> Tensor:
-        """Sum over a batch's samples of every candidate's loss, float64 [candidates]."""
-        output = run_folded(self._graph, self._graph.model, batch, kept, self._at_inputs)
-        logits = answers(output).chunk(len(kept[0]))
-        return torch.stack([self._loss(index, one) for one in logits]).cpu()
-
-    def _candidates_in(self, memory: int) -> int:
-        """How many candidates fit: memory grows by what the second one takes."""
-        largest = max(range(len(self._batches)), key=lambda i: self._dense[i].numel())
-        batch, half = self._batches[largest], (self._graph.widths // 2).clamp_min(1)
-
-        def peak(candidates: int) -> int:
-            kept = self._kept(half.expand(candidates, -1))
-            return peak_memory(self._graph.model, lambda: self._losses(largest, batch, kept))
-
-        one, two = peak(1), peak(2)
-        if memory < one:
-            raise ValueError(
-                f"search: memory: expected at least {one:,} bytes, which one candidate takes on "
-                f"the largest calibration batch, got {memory:,}; or give smaller batches"
-            )
-        return 1 + (memory - one) // max(two - one, 1)
 
 
 def answers(output: object) -> Tensor:

@@ -1,4 +1,6 @@
-"""How sensitive a network's answer is to what each layer puts out: one backward pass, no labels.
+"""Fisher information: how much a network's answer depends on what each layer puts out.
+
+One backward pass, no labels.
 
 A small error e in a layer's output changes the class probabilities by KL(dense || disturbed) =
 e^T F e / 2, F the Fisher information matrix of the softmax seen from there. It is found as
@@ -14,8 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, buffers_kept, call, evaluating, mapped
-from mdcp_fast.modules.verification import tensors_in
+from mdcp_fast.modules.calls import (
+    Inputs,
+    call,
+    eval_mode,
+    map_tensors,
+    preserve_buffers,
+    tensors_in,
+)
+from mdcp_fast.modules.hooks import forward_hooks
 from mdcp_fast.pruning.input_moments import Consumer
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -26,7 +35,7 @@ WORK = 1 << 38  # multiply-accumulates of the forward passes after which samples
 SAMPLES = 16  # that run at a time: activations are kept for the backward pass
 
 
-def output_sensitivity(
+def output_fisher(
     graph: ChannelGraph, consumers: Sequence[Consumer], batches: Iterable[Inputs], seed: int = 0
 ) -> dict[str, Tensor]:
     """Second moments of the gradient of the logits with respect to what consumers put out.
@@ -46,25 +55,27 @@ def output_sensitivity(
     """
     sums: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
-    handles = [
-        module.register_forward_hook(_watch(sums, consumer.weight))
+    hooks = [
+        (module, _watch(sums, consumer.weight))
         for consumer in consumers
         for module in consumer.modules
     ]
     samples, enough = 0, max(SAMPLES, WORK // max(graph.macs, 1))
-    try:
-        with evaluating(graph.model), buffers_kept(graph.model), torch.enable_grad():
-            for batch in _parts(batches):
-                if samples >= enough:
-                    break
-                samples += _backward(graph.model, batch, generator)
-    finally:
-        for handle in handles:
-            handle.remove()
+    model = graph.model
+    with (
+        forward_hooks(hooks, before=False),
+        eval_mode(model),
+        preserve_buffers(model),
+        torch.enable_grad(),
+    ):
+        for batch in _parts(batches):
+            if samples >= enough:
+                break
+            samples += _backward(model, batch, generator)
     return {name: one / samples for name, one in sums.items() if bool(one.isfinite().all())}
 
 
-def _watch(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+def _watch(sums: dict[str, Tensor], name: str) -> Callable[..., None]:
     """A forward hook: adds up the products of the gradients that the layer's output will get."""
 
     def add(gradient: Tensor, channels: int) -> None:
@@ -72,7 +83,7 @@ def _watch(sums: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tens
         product = (rows.T @ rows).double()
         sums[name] = sums[name] + product if name in sums else product
 
-    def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
+    def hook(module: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
         if output.requires_grad:
             linear = isinstance(module, nn.Linear)
             channels = -1 if linear else output.dim() - module.weight.dim() + 1  # type: ignore
@@ -91,7 +102,7 @@ def _backward(model: nn.Module, batch: Inputs, generator: torch.Generator) -> in
         leaves.append(x.detach().clone().requires_grad_())
         return leaves[-1] * 1  # which the network may change in place
 
-    outputs = tensors_in(call(model, mapped(batch, leaf)))
+    outputs = tensors_in(call(model, map_tensors(batch, leaf)))
     logits = outputs[0]
     if leaves and logits.requires_grad:
         towards = _towards(logits.detach(), generator)
@@ -121,4 +132,4 @@ def _parts(batches: Iterable[Inputs]) -> Iterable[Inputs]:
             def cut(x: Tensor, start: int = start) -> Tensor:
                 return x[start : start + SAMPLES]
 
-            yield mapped(batch, cut)
+            yield map_tensors(batch, cut)

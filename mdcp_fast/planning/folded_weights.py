@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.modules.removal import tensor_of
-from mdcp_fast.tracing.axes import Axis, Place
+from mdcp_fast.tracing.axes import Axis, ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
 
@@ -54,7 +54,7 @@ def weight_gram(graph: ChannelGraph, axis: Axis) -> Tensor:
     return added * continued if continued.any() else added
 
 
-def _scale(graph: ChannelGraph, place: Place, outputs: int) -> Tensor | None:
+def _scale(graph: ChannelGraph, place: ParameterSlice, outputs: int) -> Tensor | None:
     """The scale that BatchNorm gives each position of the weight's outputs; None for none."""
     mean = graph.normalized_by.get(place.parameter)
     if mean is None:
@@ -68,7 +68,7 @@ def _scale(graph: ChannelGraph, place: Place, outputs: int) -> Tensor | None:
     return scale if len(scale) == outputs else None  # a transposed convolution with groups
 
 
-def _depthwise(graph: ChannelGraph, place: Place) -> bool:
+def _depthwise(graph: ChannelGraph, place: ParameterSlice) -> bool:
     weight = tensor_of(graph.model, place.parameter)
     channels, reads = weight.shape[:2]
     return weight.dim() > 2 and reads == 1 and channels > 1 and place.dimension == 0

@@ -8,7 +8,6 @@ drops are set to zero, by the places of their axes.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,15 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mdcp_fast.modules.calls import Inputs, buffers_kept, call, mapped
+from mdcp_fast.modules.calls import (
+    Inputs,
+    call,
+    eval_mode,
+    map_tensors,
+    preserve_buffers,
+    tensors_in,
+)
+from mdcp_fast.modules.memory import peak_memory
 from mdcp_fast.modules.removal import remove, tensor_of
-from mdcp_fast.modules.verification import relative_difference, scrambled, tensors_in
+from mdcp_fast.modules.verification import relative_difference, scrambled
 from mdcp_fast.ops.population_norm import population_norm
+from mdcp_fast.planning.evaluators import AnswerEvaluator, KeptChannels, answers
 from mdcp_fast.tracing.graph import ChannelGraph
 
 TOLERANCE = 1e-8  # largest difference, relative to the largest output, from the pruned network
+MEMORY = 1 << 30  # bytes of activations, by default
 TRIED = 4  # samples on which that is found
 
 CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
@@ -173,18 +181,18 @@ class Population(TorchFunctionMode):
             )
 
 
-def folded(inputs: Inputs, candidates: int) -> Inputs:
+def repeat_batch(inputs: Inputs, candidates: int) -> Inputs:
     """Inputs with the batch repeated for every candidate, candidate after candidate."""
 
     def repeated(tensor: Tensor) -> Tensor:
         return torch.cat([tensor] * candidates) if tensor.dim() else tensor
 
-    repeated_inputs: Inputs = mapped(inputs, repeated)
+    repeated_inputs: Inputs = map_tensors(inputs, repeated)
     return repeated_inputs
 
 
 @torch.no_grad()
-def run_folded(
+def masked_forward(
     graph: ChannelGraph,
     model: nn.Module,
     inputs: Inputs,
@@ -203,7 +211,7 @@ def run_folded(
     candidates = len(kept[0])
     dropped = dropped_positions(graph, kept)
     with Population(model, candidates, dropped, graph.normalized_by, at_inputs):
-        return call(model, folded(inputs, candidates))
+        return call(model, repeat_batch(inputs, candidates))
 
 
 def needs_masks_at_inputs(graph: ChannelGraph, inputs: Inputs) -> bool:
@@ -220,7 +228,7 @@ def needs_masks_at_inputs(graph: ChannelGraph, inputs: Inputs) -> bool:
     Raises:
         ValueError: Dropping them in both places does not give the pruned network either.
     """
-    few = mapped(inputs, lambda tensor: _double(tensor[:TRIED] if tensor.dim() else tensor))
+    few = map_tensors(inputs, lambda tensor: _double(tensor[:TRIED] if tensor.dim() else tensor))
     double = scrambled(graph.model)
     generator = torch.Generator().manual_seed(0)
     kept = []
@@ -233,13 +241,13 @@ def needs_masks_at_inputs(graph: ChannelGraph, inputs: Inputs) -> bool:
     channels = [mask[0].nonzero().flatten().tolist() for mask in kept]
     everything = [mask[1:] for mask in kept]
     small = remove(double, graph.positions(channels))
-    with torch.no_grad(), buffers_kept(double):
+    with torch.no_grad(), preserve_buffers(double):
         with Population(small, 1, {}, {}, False):
             pruned = call(small, few)
-        dense = run_folded(graph, double, few, everything, False)
+        dense = masked_forward(graph, double, few, everything, False)
         wanted = [tensors_in(pruned)[0], tensors_in(dense)[0]]
         for at_inputs in (False, True):
-            together = tensors_in(run_folded(graph, double, few, kept, at_inputs))[0]
+            together = tensors_in(masked_forward(graph, double, few, kept, at_inputs))[0]
             gap = relative_difference(list(together.chunk(2)), wanted)
             if gap <= TOLERANCE:
                 return at_inputs
@@ -254,46 +262,66 @@ def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-class PeakMemory(TorchDispatchMode):
-    """While entered, measures the most bytes of tensors that are alive at one time.
+class NetworkEvaluator(AnswerEvaluator):
+    """Scores candidates on the dense network with the channels that go masked: see its base class.
 
-    Only tensors made inside count; scratch space inside an op does not.
+    BatchNorm uses the statistics of the candidate's batch (so a batch should hold 16 samples or
+    more), in the dense network its own, as in evaluation mode. Candidates are folded into the
+    batch, as many at a time as `memory` allows. Axes that a normalisation over channels mixes
+    (trace's `allow_inexact`) are scored with zeros in it, which is not what removing gives; all
+    others exactly.
 
-    Attributes:
-        peak: Bytes.
+    Args:
+        memory: Bytes that the activations of one pass may take, scratch space inside
+            convolutions not counted.
+
+    Raises:
+        ValueError: `memory` is too small for one candidate; candidates cannot share a batch of this
+            network.
     """
 
-    def __init__(self, ignore: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.peak = self._now = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in ignore}
-
-    def __torch_dispatch__(
+    def __init__(
         self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for tensor in tensors_in(output):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._known:
-                self._known.add(storage._cdata)
-                self._now += storage.nbytes()
-                self.peak = max(self.peak, self._now)
-                free = weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-                free.atexit = False
-        return output
+        graph: ChannelGraph,
+        kept: KeptChannels,
+        limits: Tensor,
+        batches: Sequence[Inputs],
+        *,
+        labels: Sequence[Tensor] | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        super().__init__(graph, kept, limits, batches, labels=labels)
+        with torch.no_grad(), eval_mode(graph.model), preserve_buffers(graph.model):
+            self._at_inputs = needs_masks_at_inputs(graph, self._batches[0])
+            self.together = self._candidates_in(memory)
 
-    def _freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._now -= size
+    @torch.no_grad()
+    def _run(self, widths: Tensor) -> Tensor:
+        kept = self._kept(widths)
+        model = self._graph.model
+        with eval_mode(model), preserve_buffers(model):
+            losses = [self._losses(i, batch, kept) for i, batch in enumerate(self._batches)]
+        return torch.stack(losses).sum(0)
 
+    def _losses(self, index: int, batch: Inputs, kept: Sequence[Tensor]) -> Tensor:
+        """Sum over a batch's samples of every candidate's loss, float64 [candidates]."""
+        output = masked_forward(self._graph, self._graph.model, batch, kept, self._at_inputs)
+        logits = answers(output).chunk(len(kept[0]))
+        return torch.stack([self._loss(index, one) for one in logits]).cpu()
 
-@torch.no_grad()
-def peak_memory(model: nn.Module, run: Callable[[], Any]) -> int:
-    """Bytes of the tensors that are alive at one time, at most, while `run` runs `model`."""
-    with PeakMemory([*model.parameters(), *model.buffers()]) as memory:
-        run()
-    return memory.peak
+    def _candidates_in(self, memory: int) -> int:
+        """How many candidates fit: memory grows by what the second one takes."""
+        largest = max(range(len(self._batches)), key=lambda i: self._dense[i].numel())
+        batch, half = self._batches[largest], (self._graph.widths // 2).clamp_min(1)
+
+        def peak(candidates: int) -> int:
+            kept = self._kept(half.expand(candidates, -1))
+            return peak_memory(self._graph.model, lambda: self._losses(largest, batch, kept))
+
+        one, two = peak(1), peak(2)
+        if memory < one:
+            raise ValueError(
+                f"search: memory: expected at least {one:,} bytes, which one candidate takes on "
+                f"the largest calibration batch, got {memory:,}; or give smaller batches"
+            )
+        return 1 + (memory - one) // max(two - one, 1)

@@ -20,16 +20,17 @@ from torch import Tensor
 
 from mdcp_fast.planning.folded_weights import weight_gram
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean
-from mdcp_fast.tracing.axes import Place
+from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
 RIDGE = 1e-3  # of the mean diagonal of the Gram matrix
 TINY = torch.finfo(torch.float32).tiny
 
 
-class Reading(NamedTuple):
-    """An axis as one weight reads it. Entries go channel by channel, a channel's positions side by
-    side.
+class ReconstructionError(NamedTuple):
+    """What one layer loses with the channels of an axis that it reads, as two matrices.
+
+    Entries go channel by channel, a channel's positions side by side.
 
     Attributes:
         gram: float64 [groups, entries, entries], G.
@@ -54,23 +55,23 @@ class Reading(NamedTuple):
         return (self.gram * self.effect).sum(0)
 
 
-def measured_readings(
+def errors_from_inputs(
     graph: ChannelGraph,
     consumers: Sequence[Consumer],
-    sensitivity: Mapping[str, Tensor] | None = None,
-) -> list[list[Reading]]:
-    """The readings of every axis from calibration batches.
+    fisher: Mapping[str, Tensor] | None = None,
+) -> list[list[ReconstructionError]]:
+    """The errors of every axis from calibration batches.
 
     Args:
         graph: The traced network.
         consumers: From `collect_grams`.
-        sensitivity: From `output_sensitivity`: how much each output matters. Without it, and for
+        fisher: From `output_fisher`: how much each output matters. Without it, and for
             layers on which no answer depends, all matter alike.
 
     Returns:
-        For each axis, its readings, in shares of the layers' effects, times a weight of the layer
+        For each axis, its errors, in shares of the layers' effects, times a weight of the layer
         that is 1 on average; where no layer that reads the axis could be seen, those of
-        `weight_readings`.
+        `errors_from_weights`.
 
         A layer's weight grows with the square root of its whole effect on the answer. Effects
         themselves (divergences, in nats) would leave some layers next to nothing under small
@@ -78,16 +79,16 @@ def measured_readings(
         hardly matters as the classifier. Chosen on validation data: ResNet-20 and a VGG on
         Fashion-MNIST.
     """
-    seen = [_effect(graph, one, sensitivity or {}) for one in consumers if one.usable]
+    seen = [_effect(graph, one, fisher or {}) for one in consumers if one.usable]
     roots = [one.total**0.5 for one in seen if one.weighted]
     average = sum(roots) / max(len(roots), 1)
     known = {one.consumer.weight: one for one in seen}
-    from_weights: list[list[Reading]] | None = None
+    from_weights: list[list[ReconstructionError]] | None = None
     found = []
     for index, axis in enumerate(graph.axes):
         places = [place for place in axis.consumers if place.parameter in known]
         if not places:
-            from_weights = from_weights or weight_readings(graph)
+            from_weights = from_weights or errors_from_weights(graph)
             found.append(from_weights[index])
             continue
         own = []
@@ -96,7 +97,7 @@ def measured_readings(
             scale = one.total**0.5 * average if one.weighted else one.total
             entries = _entries(one.consumer, place).to(one.gram.device)
             gram, effect = (m[:, entries][:, :, entries] for m in (one.gram, one.effect))
-            own.append(Reading(gram, effect / max(scale, TINY)))
+            own.append(ReconstructionError(gram, effect / max(scale, TINY)))
         found.append(own)
     return found
 
@@ -114,13 +115,13 @@ class _Effect(NamedTuple):
         return float((self.gram * self.effect).sum())
 
 
-def _effect(graph: ChannelGraph, consumer: Consumer, sensitivity: Mapping[str, Tensor]) -> _Effect:
+def _effect(graph: ChannelGraph, consumer: Consumer, fisher: Mapping[str, Tensor]) -> _Effect:
     gram, _ = consumer.moments(absorbs_mean(graph, consumer))
     groups, channels, _ = gram.shape
     weight = graph.model.get_parameter(consumer.weight)
     every = torch.arange(channels)
     columns = consumer.columns(weight, every, groups).to(gram)  # [groups, outputs, taps, channels]
-    inner = sensitivity.get(consumer.weight)
+    inner = fisher.get(consumer.weight)
     if inner is None or not bool(inner.any()):
         return _Effect(consumer, gram, torch.einsum("gotc,gotd->gcd", columns, columns), False)
     inner = inner.to(gram).unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
@@ -130,7 +131,7 @@ def _effect(graph: ChannelGraph, consumer: Consumer, sensitivity: Mapping[str, T
     return _Effect(consumer, gram, effect, True)
 
 
-def _entries(consumer: Consumer, place: Place) -> Tensor:
+def _entries(consumer: Consumer, place: ParameterSlice) -> Tensor:
     """Where the axis's channels sit among those that the consumer's Gram matrix knows."""
     if consumer.blocks is None:
         return place.positions.flatten()
@@ -138,13 +139,13 @@ def _entries(consumer: Consumer, place: Place) -> Tensor:
     return torch.tensor([first[int(p)] for p in place.positions[:, 0]])
 
 
-def weight_readings(graph: ChannelGraph) -> list[list[Reading]]:
-    """The readings of every axis from weights alone: as if its producers' inputs were white noise.
+def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
+    """The errors of every axis from weights alone: as if its producers' inputs were white noise.
 
     Returns:
-        For each axis, one reading for each weight that reads it, in shares of that layer's energy.
+        For each axis, one error for each weight that reads it, in shares of that layer's energy.
     """
-    found: list[list[Reading]] = []
+    found: list[list[ReconstructionError]] = []
     energy: dict[str, float] = {}
     for axis in graph.axes:
         gram = weight_gram(graph, axis)
@@ -155,30 +156,30 @@ def weight_readings(graph: ChannelGraph) -> list[list[Reading]]:
             effect = columns @ columns.T
             total = energy.get(place.parameter, 0.0) + float((gram * effect).sum())
             energy[place.parameter] = total
-            own.append(Reading(gram.unsqueeze(0), effect.unsqueeze(0)))
+            own.append(ReconstructionError(gram.unsqueeze(0), effect.unsqueeze(0)))
         found.append(own)
     return [
         [
-            Reading(one.gram, one.effect / max(energy[place.parameter], TINY))
+            ReconstructionError(one.gram, one.effect / max(energy[place.parameter], TINY))
             for one, place in zip(own, axis.consumers, strict=True)
         ]
         for own, axis in zip(found, graph.axes, strict=True)
     ]
 
 
-def ridge_losses(readings: Sequence[Reading], kept: Tensor) -> Tensor:
+def ridge_losses(errors: Sequence[ReconstructionError], kept: Tensor) -> Tensor:
     """What the layers that read an axis cannot predict of the channels that go.
 
     Args:
-        readings: Of the axis.
+        errors: Of the axis.
         kept: bool [jobs, channels], at least one in each job.
 
     Returns:
-        float64 [jobs], summed over the readings; 0 where all channels stay.
+        float64 [jobs], summed over the errors; 0 where all channels stay.
     """
     losses = torch.zeros(len(kept), dtype=torch.float64)
-    for reading in readings:
-        gram, effect = reading
+    for error in errors:
+        gram, effect = error
         size = gram.shape[1] // kept.shape[1]
         for job, mask in enumerate(kept):
             stays = mask.repeat_interleave(size).to(gram.device)
@@ -186,7 +187,7 @@ def ridge_losses(readings: Sequence[Reading], kept: Tensor) -> Tensor:
                 continue
             inner = gram[:, stays][:, :, stays]
             identity = torch.eye(inner.shape[1], dtype=gram.dtype, device=gram.device)
-            factor = torch.linalg.cholesky(inner + reading.ridge * identity)
+            factor = torch.linalg.cholesky(inner + error.ridge * identity)
             across = gram[:, stays][:, :, ~stays]
             across = torch.linalg.solve_triangular(factor, across, upper=False)
             weights = effect[:, ~stays][:, :, ~stays]

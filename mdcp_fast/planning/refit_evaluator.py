@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs, call, evaluating, mapped
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors
 from mdcp_fast.modules.removal import remove
 from mdcp_fast.ops.evaluate_population import CostModel
 from mdcp_fast.ops.evolution import Evolution
 from mdcp_fast.planning.budgets import scaled_widths
 from mdcp_fast.planning.evaluators import AnswerEvaluator, KeptChannels, answers
+from mdcp_fast.pruning.batch_norm import recalibrate
 from mdcp_fast.pruning.calibration import samples_in
-from mdcp_fast.pruning.compensation import recalibrate
 from mdcp_fast.pruning.refit import refit
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -29,7 +29,7 @@ LONGER, SHORTER = 1.3, 0.8  # what a generation with or without a better child m
 CHANGED = 1 / 3  # share of the axes that a child changes before all are scaled to the budget
 
 
-class FittedEvaluator(AnswerEvaluator):
+class RefitEvaluator(AnswerEvaluator):
     """Scores candidates as `prune` leaves them: channels removed, layers fitted anew.
 
     Layers are fitted on three quarters of every batch and the network is scored on the rest, since
@@ -75,7 +75,7 @@ class FittedEvaluator(AnswerEvaluator):
             if positions:
                 done = refit(graph, small, positions, self._fitted).norms
                 recalibrate(small, self._fitted, without=done)
-            with evaluating(small):
+            with eval_mode(small):
                 for index, batch in enumerate(self._batches):
                     total[candidate] += self._loss(index, answers(call(small, batch))).cpu()
         return total
@@ -87,7 +87,7 @@ def _samples(batch: Inputs, size: int, start: int, end: int) -> Inputs:
     def cut(x: Tensor) -> Tensor:
         return x[start:end] if x.dim() and len(x) == size else x
 
-    return mapped(batch, cut)
+    return map_tensors(batch, cut)
 
 
 def evolve_widths(

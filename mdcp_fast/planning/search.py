@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.ops.evaluate_population import PopulationFitness
-from mdcp_fast.ops.evolution import (
-    SMALLEST,
-    Evolution,
-    LShade,
-    PlainDE,
-    descend,
-    differential_evolution,
-)
+from mdcp_fast.ops.evolution import SMALLEST, Evolution, descend, differential_evolution
 from mdcp_fast.planning.budgets import (
     Grid,
     allowed_widths,
@@ -25,19 +18,20 @@ from mdcp_fast.planning.budgets import (
     parsed_budgets,
     uniform_widths,
 )
+from mdcp_fast.planning.channels import ChannelScorer
+from mdcp_fast.planning.clustering import searched_clusters
 from mdcp_fast.planning.descriptors import Descriptors
-from mdcp_fast.planning.evaluators import MEMORY, AnswerEvaluator, KeptChannels, NetworkEvaluator
-from mdcp_fast.planning.method import Channels, method, settings
-from mdcp_fast.planning.refit_evaluator import FittedEvaluator, evolve_widths
+from mdcp_fast.planning.evaluators import AnswerEvaluator, KeptChannels
+from mdcp_fast.planning.masked import MEMORY, NetworkEvaluator
+from mdcp_fast.planning.method import ALGORITHMS, resolve_method, settings
+from mdcp_fast.planning.refit_evaluator import RefitEvaluator, evolve_widths
 from mdcp_fast.planning.relaxation import relaxed_widths
-from mdcp_fast.planning.selection import Selection, cluster_numbers, select
 from mdcp_fast.pruning.calibration import calibration_batches, labelled_batches
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.tracing.graph import ChannelGraph
 
 # Candidates of the first generation, and generations, where the caller does not say.
 EVALUATORS = {"table": (64, 100), "network": (16, 10), "fitted": (5, 8)}
-ALGORITHMS = {"l-shade": LShade, "plain": PlainDE}
 
 
 @overload
@@ -224,7 +218,7 @@ def search(
             f"search: graph: expected what mdcp_fast.trace returns, got {type(graph).__name__}"
         )
     budgets, several = parsed_budgets(macs, params)
-    how = method(
+    how = resolve_method(
         preset,
         calibration is not None,
         descriptor=descriptor,
@@ -262,7 +256,7 @@ def search(
         else:
             batches = calibration_batches(graph, calibration)
     own = descriptor if isinstance(descriptor, Descriptors) else None
-    channels = Channels(graph, how, batches, own, seed)
+    scorer = ChannelScorer(graph, how, batches, own, seed)
     size = (population, generations)
     table_size = size if on_table else EVALUATORS["table"]
     uniform = uniform_widths(graph, limits, choices)
@@ -272,7 +266,7 @@ def search(
         found_widths = uniform
     else:
         grid = Grid(choices)
-        losses = channels.losses(choices)
+        losses = scorer.losses(choices)
         relaxed = relaxed_widths(losses, graph.cost, limits, choices)
         fitness = PopulationFitness(losses, graph.cost, limits)
         found = differential_evolution(
@@ -289,9 +283,9 @@ def search(
         found = found._replace(best=grid.widths(found.best))
         if not on_table:
             assert batches is not None
-            kept = KeptChannels(graph.widths, channels.choose)
+            kept = KeptChannels(graph.widths, scorer.choose)
             if how.evaluator == "fitted":
-                judge: AnswerEvaluator = FittedEvaluator(
+                judge: AnswerEvaluator = RefitEvaluator(
                     graph, kept, limits, batches, labels=targets
                 )
                 found = evolve_widths(
@@ -319,9 +313,9 @@ def search(
     plans = []
     for budget, width, steps in zip(budgets, found_widths, history, strict=True):
         if how.clusters == "searched":
-            chosen, steps = _with_clusters(channels, width, size, seed)
+            chosen, steps = searched_clusters(scorer, width, size, seed)
         else:
-            chosen = channels.choose(torch.arange(len(width)), width)
+            chosen = scorer.choose(torch.arange(len(width)), width)
         plans.append(
             PruningPlan.build(
                 graph,
@@ -336,42 +330,6 @@ def search(
             )
         )
     return plans if several else plans[0]
-
-
-def _with_clusters(
-    channels: Channels, width: Tensor, size: tuple[int, int], seed: int
-) -> tuple[Selection, Tensor]:
-    """The channels that stay at the best numbers of clusters, and the search's history.
-
-    Args:
-        width: int64 [axes].
-        size: Population and generations of the evolution.
-    """
-    how, points = channels.method, channels.descriptors
-    assert points is not None
-    numbers, qualities = cluster_numbers(points, width, init=how.seeding, seed=seed)
-    grid = Grid(numbers)
-    worse = torch.cat([1 - one for one in qualities])
-    found = differential_evolution(
-        lambda candidates: worse[grid.start + candidates].sum(-1),
-        torch.zeros_like(grid.high),
-        grid.high,
-        population=size[0],
-        generations=size[1],
-        seeds=[seed],
-        descent=how.evolution != "plain",
-        algorithm=ALGORITHMS[how.evolution],
-    )
-    chosen = select(
-        points,
-        torch.arange(len(width)),
-        width,
-        clusters=grid.widths(found.best)[0],
-        rule=how.selection,
-        init=how.seeding,
-        seed=seed,
-    )
-    return chosen, found.history[0]
 
 
 def _check_options(evaluator: str, labels: bool, memory: int) -> None:

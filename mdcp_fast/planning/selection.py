@@ -19,11 +19,9 @@ from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.ops.kmeans import kmeans
 from mdcp_fast.planning.descriptors import Descriptors
 from mdcp_fast.planning.elimination import elimination_order
-from mdcp_fast.planning.reconstruction import Reading, ridge_losses
+from mdcp_fast.planning.reconstruction import ReconstructionError
 
 RULES = ("crowding", "medoid", "random")  # inside a cluster
-GRID = 24  # widths of an axis whose loss is computed; the others are interpolated
-NUMBERS = 64  # of clusters that are tried for an axis
 
 
 class Selection(NamedTuple):
@@ -82,7 +80,7 @@ class Nested:
     """Chooses by one order of every axis, the first `width` of which stay.
 
     Args:
-        readings: Of every axis, at least one each (see `elimination_order`).
+        errors: Of every axis, at least one each (see `elimination_order`).
         channels: int64 [axes].
 
     Attributes:
@@ -90,10 +88,10 @@ class Nested:
         losses: For each axis, float64 [channels], the loss at every width from 1.
     """
 
-    def __init__(self, readings: Sequence[Sequence[Reading]], channels: Tensor) -> None:
+    def __init__(self, errors: Sequence[Sequence[ReconstructionError]], channels: Tensor) -> None:
         self.orders: list[Tensor] = []
         self.losses: list[Tensor] = []
-        for own, count in zip(readings, channels.tolist(), strict=True):
+        for own, count in zip(errors, channels.tolist(), strict=True):
             order, losses = elimination_order(own, count)
             self.orders.append(order)
             self.losses.append(losses)
@@ -108,7 +106,7 @@ class Nested:
         return Selection(torch.cat(kept), None, width, channels[axis])
 
     def table(self) -> LossTable:
-        """The losses at every width, from the readings that the orders were made from."""
+        """The losses at every width, from the errors that the orders were made from."""
         sizes = torch.tensor([0] + [len(one) for one in self.losses])
         return LossTable(torch.cat(self.losses), sizes.cumsum(0))
 
@@ -225,144 +223,3 @@ def _quotas(sizes: Tensor, job: Tensor, width: Tensor, channels: Tensor) -> Tens
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order)) - start[job[order]]
     return quota + (rank < missing[job])
-
-
-def loss_table(
-    descriptors: Descriptors, choices: Sequence[Tensor], choose: Chooser | None = None
-) -> LossTable:
-    """What every axis loses at every width, from the descriptors alone.
-
-    The loss is the sum of squared distances of the channels to the nearest one that stays, as a
-    share of their sum of squared distances to the mean. It is computed at up to 24 of the widths
-    that may be chosen, interpolated between, and made to fall as the width grows.
-
-    Args:
-        descriptors: The channels as points.
-        choices: For each axis the widths that may be chosen, int64, increasing.
-        choose: Says which channels stay; by default clusters of `descriptors`, as many as stay.
-
-    Returns:
-        A loss for every width from 1 to the axis's channels; below the smallest choice it is that
-        one's.
-    """
-    grids, axis, width, selection = _on_grid(choices, choose or Clustered(descriptors))
-    job = torch.repeat_interleave(width)
-    centers = descriptors.points[descriptors.offsets[axis][job] + selection.kept]
-    points, offsets = descriptors.points, descriptors.offsets
-    # No iterations: the labels and the inertia are those of the kept channels as centres.
-    left = kmeans(points, offsets, width, problem=axis, init=centers, max_iter=0).inertia
-    total = kmeans(points, offsets, torch.ones(len(choices), dtype=torch.int64)).inertia
-    share = left / torch.where(total > 0, total, 1.0)[axis]
-    return _table(grids, share, offsets)
-
-
-def ridge_table(
-    readings: Sequence[Sequence[Reading]],
-    channels: Tensor,
-    choices: Sequence[Tensor],
-    choose: Chooser,
-) -> LossTable:
-    """What every axis loses at every width: what layers cannot predict of the channels that go.
-
-    Every reading of an axis counts by the share of its effect that goes (see `ridge_losses`), so
-    that layers are comparable whatever their scale. Computed as in `loss_table`.
-
-    Args:
-        readings: Of every axis, at least one each.
-        channels: int64 [axes].
-        choices: For each axis the widths that may be chosen, int64, increasing.
-        choose: Says which channels stay.
-
-    Returns:
-        A loss for every width from 1 to the axis's channels.
-    """
-    offsets = torch.cat([channels.new_zeros(1), channels.cumsum(0)])
-    grids, axis, width, selection = _on_grid(choices, choose)
-    losses = []
-    kept = selection.kept.split(width.tolist())
-    for a, own in enumerate(readings):
-        jobs = (axis == a).nonzero().flatten().tolist()
-        masks = torch.zeros(len(jobs), int(channels[a]), dtype=torch.bool)
-        for mask, j in zip(masks, jobs, strict=True):
-            mask[kept[j]] = True
-        losses.append(ridge_losses(own, masks))
-    return _table(grids, torch.cat(losses), offsets)
-
-
-def _on_grid(
-    choices: Sequence[Tensor], choose: Chooser
-) -> tuple[list[Tensor], Tensor, Tensor, Selection]:
-    """Up to `GRID` of each axis's choices; the axis and width of each job; what stays in it."""
-    grids = [
-        one[
-            torch.linspace(0, len(one) - 1, min(GRID, len(one)), dtype=torch.float64).round().long()
-        ]
-        for one in choices
-    ]
-    axis = torch.repeat_interleave(torch.tensor([len(grid) for grid in grids]))
-    width = torch.cat(grids)
-    return grids, axis, width, choose(axis, width)
-
-
-def _table(grids: Sequence[Tensor], losses: Tensor, offsets: Tensor) -> LossTable:
-    """The losses on the grids, made to fall, at every width of every axis."""
-    values = []
-    for channels, grid, own in zip(
-        offsets.diff().tolist(), grids, losses.split([len(grid) for grid in grids]), strict=True
-    ):
-        values.append(_interpolated(grid.double(), own.cummin(0).values, channels))
-    return LossTable(torch.cat(values), offsets)
-
-
-def _interpolated(grid: Tensor, losses: Tensor, channels: int) -> Tensor:
-    """Losses at the widths 1..channels from those on a grid, linear between; flat outside."""
-    widths = torch.arange(1, channels + 1, dtype=torch.float64)
-    if len(grid) == 1:
-        return losses.expand(channels).clone()
-    right = torch.searchsorted(grid, widths).clamp(1, len(grid) - 1)
-    low, high = grid[right - 1], grid[right]
-    weight = ((widths - low) / (high - low)).clamp(0, 1)
-    return losses[right - 1] * (1 - weight) + losses[right] * weight
-
-
-def cluster_numbers(
-    descriptors: Descriptors,
-    widths: Tensor,
-    *,
-    init: str = "ward",
-    seed: int = 0,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Numbers of clusters that an axis may have if so many channels stay, and how good each is.
-
-    Quality is the Calinski-Harabasz index: variance between clusters over variance inside, each by
-    its degrees of freedom; as a share of the axis's best.
-
-    Args:
-        descriptors: The channels as points.
-        widths: int64 [axes]; every cluster keeps a channel, so there are at most so many.
-        init, seed: As in `select`.
-
-    Returns:
-        For each axis up to 64 numbers, int64, increasing (from 2, where two channels stay), and
-        their qualities, float64 in [0, 1].
-    """
-    channels = descriptors.offsets.diff()
-    numbers = []
-    for width in widths.tolist():
-        first = min(2, width)
-        steps = min(NUMBERS, width - first + 1)
-        numbers.append(torch.linspace(first, width, steps, dtype=torch.float64).round().long())
-    axis = torch.repeat_interleave(torch.tensor([len(one) for one in numbers]))
-    k = torch.cat(numbers)
-    points, offsets = descriptors.points, descriptors.offsets
-    inside = kmeans(points, offsets, k, problem=axis, init=init, seed=seed).inertia
-    total = kmeans(points, offsets, torch.ones_like(channels)).inertia[axis]
-    between = (total - inside).clamp_min(0) / (k - 1).clamp_min(1)
-    # Where as many clusters as channels, or as different ones, leave nothing inside: no best.
-    within = inside / (channels[axis] - k).clamp_min(1)
-    index = torch.where(within > 1e-9 * total, between / within.clamp_min(1e-300), 0.0)
-    qualities = [
-        one / one.max() if one.max() > 0 else torch.zeros_like(one)
-        for one in index.split([len(one) for one in numbers])
-    ]
-    return numbers, qualities

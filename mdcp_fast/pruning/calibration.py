@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs
-from mdcp_fast.modules.verification import tensors_in
+from mdcp_fast.modules.calls import Inputs, tensors_in
 from mdcp_fast.tracing.graph import ChannelGraph
 
 NOISE_SAMPLES = 256

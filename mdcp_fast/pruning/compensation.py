@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, call, evaluating
+from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean, collect_grams
 from mdcp_fast.tracing.graph import ChannelGraph
@@ -138,48 +138,3 @@ def _absorb(
     else:  # the BatchNorm behind subtracts its running mean: lowering it adds the shift
         statistic = tensor_of(small, str(running_mean))
         statistic.sub_(shift.to(statistic.dtype))
-
-
-@torch.no_grad()
-def recalibrate(model: nn.Module, batches: list[Inputs], without: Collection[str] = ()) -> None:
-    """Re-estimates the statistics of every BatchNorm as the cumulative average over `batches`.
-
-    In place. Everything but BatchNorm runs in evaluation mode; modes, momenta and weights stay as
-    they were, and so do the statistics if a batch fails.
-
-    Args:
-        model: The network.
-        batches: The model's arguments; each batch needs more than one value per channel.
-        without: Names of BatchNorms to leave as they are.
-
-    Raises:
-        ValueError: A batch has a single value per channel.
-    """
-    norms: list[Any] = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.running_mean is not None
-        and name not in without
-    ]
-    if not norms:
-        return
-    statistics = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
-    before = [[tensor.clone() for tensor in tensors] for tensors in statistics]
-    momenta = [module.momentum for module in norms]
-    try:
-        with evaluating(model):
-            for module in norms:
-                module.train()
-                module.reset_running_stats()
-                module.momentum = None  # the cumulative average
-            for batch in batches:
-                call(model, batch)
-    except BaseException:
-        for tensors, values in zip(statistics, before, strict=True):
-            for tensor, value in zip(tensors, values, strict=True):
-                tensor.copy_(value)
-        raise
-    finally:
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum

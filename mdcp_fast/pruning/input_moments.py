@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, buffers_kept, call, evaluating
-from mdcp_fast.tracing.axes import Place
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
+from mdcp_fast.modules.hooks import forward_hooks
+from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
 LARGEST_GRAM = 8192  # input channels; beyond that a float64 Gram matrix takes over half a gigabyte
@@ -151,25 +152,18 @@ def collect_grams(
         out: of layers that are not called as modules, or too wide for a Gram matrix.
     """
     consumers, skipped = _consumers(graph, weights)
-    handles = [
-        module.register_forward_pre_hook(consumer.see, with_kwargs=True)
-        for consumer in consumers
-        for module in consumer.modules
-    ]
-    try:
-        with evaluating(graph.model), buffers_kept(graph.model):
-            for batch in batches:
-                call(graph.model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [(module, consumer.see) for consumer in consumers for module in consumer.modules]
+    model = graph.model
+    with forward_hooks(hooks, before=True), eval_mode(model), preserve_buffers(model):
+        for batch in batches:
+            call(model, batch)
     return consumers, skipped
 
 
 def _consumers(
     graph: ChannelGraph, weights: Collection[str] | None
 ) -> tuple[list[Consumer], list[str]]:
-    places: dict[tuple[str, int], list[Place]] = {}
+    places: dict[tuple[str, int], list[ParameterSlice]] = {}
     for axis in graph.axes:
         for place in axis.consumers:
             places.setdefault((place.parameter, place.dimension), []).append(place)
@@ -195,7 +189,7 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
 
 
-def _blocks(members: list[Place], size: int) -> Tensor | None:
+def _blocks(members: list[ParameterSlice], size: int) -> Tensor | None:
     """Positions of each channel of a flattened input, [channels, multiplicity], in order.
 
     None where the input is not flattened, or its channels do not all have as many positions.

@@ -11,10 +11,11 @@ from torch import nn
 
 from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.removal import remove
+from mdcp_fast.pruning.batch_norm import recalibrate as re_estimate
 from mdcp_fast.pruning.calibration import calibration_batches, noise_batches
-from mdcp_fast.pruning.compensation import recalibrate as re_estimate
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.refit import refit
+from mdcp_fast.tracing.check import failing_axes
 from mdcp_fast.tracing.graph import ChannelGraph
 
 NOISE = "noise"
@@ -71,7 +72,7 @@ def prune(
     elif calibration is not None:
         batches = calibration_batches(graph, calibration)
     if check:
-        failing = graph.failing([axis.kept for axis in plan.axes])
+        failing = failing_axes(graph, [axis.kept for axis in plan.axes])
         if failing:
             listed = "; ".join(f"{name}: {reason}" for name, reason in failing.items())
             raise RuntimeError(

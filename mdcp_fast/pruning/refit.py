@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, buffers_kept, call, evaluating, mapped
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, preserve_buffers
+from mdcp_fast.modules.hooks import forward_hooks
 from mdcp_fast.modules.im2col import (
     as_matrix,
     as_weight,
@@ -39,8 +39,9 @@ from mdcp_fast.modules.im2col import (
     output_shape,
     patches,
 )
+from mdcp_fast.modules.memory import peak_memory
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
-from mdcp_fast.planning.masked import peak_memory
+from mdcp_fast.pruning.batch_norm import set_statistics
 from mdcp_fast.pruning.calibration import joined_batches
 from mdcp_fast.pruning.compensation import compensate, lost_inputs
 from mdcp_fast.tracing.graph import ChannelGraph
@@ -134,12 +135,13 @@ def refit(
         return hook
 
     def re_estimate(layer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        _re_estimate(layer, arguments[0] if arguments else named["input"], len(batches))
+        set_statistics(layer, arguments[0] if arguments else named["input"], len(batches))
 
     hooks = {path: fit(path) for path in targets}
     if recalibrate:
         hooks |= dict.fromkeys(norms, re_estimate)
-    with _hooked(small, hooks, before=True), evaluating(small):
+    by_module = [(small.get_submodule(path), hook) for path, hook in hooks.items()]
+    with forward_hooks(by_module, before=True), eval_mode(small):
         call(small, inputs)
     skipped |= lost - start
     return Refit(skipped - fitted, lost - skipped - fitted, norms if recalibrate else set())
@@ -147,9 +149,9 @@ def refit(
 
 def _samples(model: nn.Module, batch: Inputs) -> int:
     """How many samples' activations fit into `MEMORY`."""
-    few = mapped(batch, lambda tensor: tensor[:2] if tensor.dim() else tensor)
+    few = map_tensors(batch, lambda tensor: tensor[:2] if tensor.dim() else tensor)
     count = max([len(t) for t in _tensors(few) if t.dim()], default=1)
-    with evaluating(model), buffers_kept(model):
+    with eval_mode(model), preserve_buffers(model):
         peak = peak_memory(model, lambda: call(model, few))
     return max(1, MEMORY * count // max(peak, 1))
 
@@ -157,26 +159,6 @@ def _samples(model: nn.Module, batch: Inputs) -> int:
 def _tensors(inputs: Inputs) -> list[Tensor]:
     values = inputs.values() if isinstance(inputs, dict) else inputs
     return [value for value in values if isinstance(value, Tensor)]
-
-
-@contextmanager
-def _hooked(
-    model: nn.Module, hooks: dict[str, Callable[..., None]], before: bool
-) -> Iterator[None]:
-    """Hooks on modules by name, before or after they run; taken off again whatever happens."""
-    handles = []
-    try:
-        for path, hook in hooks.items():
-            module = model.get_submodule(path)
-            handles.append(
-                module.register_forward_pre_hook(hook, with_kwargs=True)
-                if before
-                else module.register_forward_hook(hook, with_kwargs=True)
-            )
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _dense_pass(
@@ -238,7 +220,8 @@ def _dense_pass(
 
     hooks = {path: see(path) for path in layers} | {path: counted(path) for path in norms}
     model = graph.model
-    with _hooked(model, hooks, before=False), evaluating(model), buffers_kept(model):
+    by_module = [(model.get_submodule(path), hook) for path, hook in hooks.items()]
+    with forward_hooks(by_module, before=False), eval_mode(model), preserve_buffers(model):
         call(model, inputs)
     return targets, {path for path in norms if calls[path] == 1}
 
@@ -355,17 +338,3 @@ def _ridge(seen: Tensor, lacking: Tensor) -> Tensor:
         return torch.cholesky_solve(cross, factor).transpose(1, 2)
     weights = torch.cholesky_solve(lacking.double() / count, factor)
     return weights.transpose(1, 2) @ seen.double()
-
-
-def _re_estimate(norm: Any, x: Tensor, batches: int) -> None:
-    """Gives a BatchNorm the mean and the unbiased variance of what it is about to read."""
-    if x.numel() == x.shape[1]:
-        raise ValueError(
-            "calibration: expected more than one value per channel for BatchNorm, got an input of "
-            f"shape {list(x.shape)}"
-        )
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(exact, [d for d in range(x.dim()) if d != 1])
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
-    norm.num_batches_tracked.fill_(batches)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast._files import whole_file
+from mdcp_fast._files import atomic_write
 from mdcp_fast.modules.removal import remove, tensor_of
 from mdcp_fast.pruning.plan import PruningPlan
 
@@ -47,7 +47,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, plan: PruningPlan) -> N
                 )
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     metadata = {"format": "pt", PLAN_KEY: plan.to_json(), FROZEN_KEY: json.dumps(frozen)}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_model(model, str(temporary), metadata=metadata)
 
 

@@ -13,7 +13,7 @@ from mdcp_fast.tracing.labels import INPUT, OUTPUT, Resolved, Use
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterSlice:
     """Where an axis's channels sit in one parameter or buffer.
 
     Attributes:
@@ -49,15 +49,15 @@ class Axis:
 
     name: str
     channels: int
-    places: tuple[Place, ...]
+    places: tuple[ParameterSlice, ...]
     exact: bool = True
 
     @property
-    def producers(self) -> tuple[Place, ...]:
+    def producers(self) -> tuple[ParameterSlice, ...]:
         return tuple(place for place in self.places if place.role == OUTPUT)
 
     @property
-    def consumers(self) -> tuple[Place, ...]:
+    def consumers(self) -> tuple[ParameterSlice, ...]:
         return tuple(place for place in self.places if place.role == INPUT)
 
 
@@ -98,7 +98,7 @@ def gather(
 
     axes: list[Axis] = []
     fixed: list[FixedAxis] = []
-    unwritten: list[tuple[Place, str]] = []
+    unwritten: list[tuple[ParameterSlice, str]] = []
     for number, found in sorted(places.items(), key=lambda item: item[1][0]):
         members = (group == number).nonzero().flatten()
         reason, mixed = fates[int(fate[members[0]])]
@@ -123,7 +123,9 @@ def gather(
     return _unique_names(axes), merged(fixed + _computed_layers(uses, unwritten))
 
 
-def _computed_layers(uses: list[Use], unwritten: list[tuple[Place, str]]) -> list[FixedAxis]:
+def _computed_layers(
+    uses: list[Use], unwritten: list[tuple[ParameterSlice, str]]
+) -> list[FixedAxis]:
     """Weights that no layer uses as they are (normalised in the forward pass, say), by name."""
     dimensions = Counter(use.parameter for use in uses)
     layers: dict[str, FixedAxis] = {}  # weight normalisation keeps a layer's weight in two parts
@@ -169,7 +171,7 @@ def _group(along: Iterable[Tensor], fate: Tensor) -> Tensor:
 
 def _places(
     uses: list[Use], along: list[Tensor], group: Tensor
-) -> dict[int, list[tuple[tuple[int, int], Place]]]:
+) -> dict[int, list[tuple[tuple[int, int], ParameterSlice]]]:
     """For each group its places, each with (use, first root), which orders the groups.
 
     Args:
@@ -178,12 +180,12 @@ def _places(
         group: The group of every root.
     """
     split: dict[int, list[tuple[int, int, Tensor]]] = {}
-    places: dict[int, list[tuple[tuple[int, int], Place]]] = {}
+    places: dict[int, list[tuple[tuple[int, int], ParameterSlice]]] = {}
     for index, (use, roots) in enumerate(zip(uses, along, strict=True)):
         if id(roots) not in split:
             split[id(roots)] = _split(roots, group)
         for number, first, positions in split[id(roots)]:
-            place = Place(use.parameter, use.dimension, positions, use.role)
+            place = ParameterSlice(use.parameter, use.dimension, positions, use.role)
             places.setdefault(number, []).append(((index, first), place))
     return places
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mdcp_fast._files import whole_file
+from mdcp_fast._files import atomic_write
 
 FORMAT = 1
 
@@ -148,7 +148,7 @@ def write_state(
         "scaler": None if scaler is None else scaler.state_dict(),
         "random": None if random_state is None else vars(random_state),
     }
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(content, temporary)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mdcp_fast.modules.calls import evaluating
+from mdcp_fast.modules.calls import eval_mode
 
 Metric = Callable[[Any, Any], Tensor]
 
@@ -39,7 +39,7 @@ def evaluate(
     if not isinstance(model, nn.Module):
         raise TypeError(f"evaluate: model: expected a torch.nn.Module, got {type(model).__name__}")
     loader = as_loader("data", data, batch_size, shuffle=False, op="evaluate")
-    with evaluating(model):
+    with eval_mode(model):
         return score(model, loader, metric or correct, device_of("model", model, "evaluate"))
 
 

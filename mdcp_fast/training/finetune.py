@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mdcp_fast.modules.calls import evaluating
+from mdcp_fast.modules.calls import eval_mode
 from mdcp_fast.training.checkpoint import (
     RandomState,
     TrainingState,
@@ -198,8 +198,8 @@ def finetune(
     objective = Objective(loss or CrossEntropy(label_smoothing), teacher, distillation, temperature)
     with (
         RandomState.kept(device, generators_of(train_loader)),
-        evaluating(model),  # this and the next: all modes are put back at the end
-        evaluating(teacher if teacher is not None else nn.Module()),
+        eval_mode(model),  # this and the next: all modes are put back at the end
+        eval_mode(teacher if teacher is not None else nn.Module()),
         strided_by_slices(model),
         _own_accelerator(device, recipe) as accelerator,
     ):
@@ -389,7 +389,7 @@ class _Run:
     def score(self) -> float:
         """The mean validation score, over all processes, in the precision of training."""
         assert self.validation is not None
-        with evaluating(self.net):
+        with eval_mode(self.net):
             return score(
                 self.net,
                 self.validation,

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from mdcp_fast.modules.hooks import forward_hooks
+
 FEWEST = 8  # input channels that are safe
 
 
@@ -35,17 +37,16 @@ def strided_by_slices(model: nn.Module) -> Iterator[None]:
         and module.padding in ((0, 0), "valid")
         and module.in_channels < FEWEST
     }
-    hooks = [module.register_forward_pre_hook(_slicing(*strides[module])) for module in strides]
-    for module in strides:
-        module.stride = (1, 1)
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, stride in strides.items():
-            module.stride = stride
+    hooks = [(module, _slicing(*stride)) for module, stride in strides.items()]
+    with forward_hooks(hooks, before=True):
+        for module in strides:
+            module.stride = (1, 1)
+        try:
+            yield
+        finally:
+            for module, stride in strides.items():
+                module.stride = stride
 
 
 def _slicing(rows: int, columns: int) -> Any:
-    return lambda _, inputs: (inputs[0][..., ::rows, ::columns], *inputs[1:])
+    return lambda _, inputs, named: ((inputs[0][..., ::rows, ::columns], *inputs[1:]), named)

@@ -11,7 +11,8 @@ from torch import nn
 
 from mdcp_fast.app import figures
 from mdcp_fast.pruning.plan import PruningPlan
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 
 @pytest.fixture(scope="module")

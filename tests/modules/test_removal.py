@@ -9,7 +9,7 @@ from plans import random_plan
 from torch import Tensor, nn
 
 from mdcp_fast.modules.removal import kept_tensor, rebuilt, remove
-from mdcp_fast.tracing.graph import trace
+from mdcp_fast.tracing.trace import trace
 
 HALF = torch.arange(0, 8, 2)
 STEM = {

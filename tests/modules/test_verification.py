@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from mdcp_fast.modules.removal import rebuilt, remove
 from mdcp_fast.modules.verification import (
     TOLERANCE,
+    bisect_failures,
     cropped,
-    culprits,
     difference,
     in_float64,
     relative_difference,
     scrambled,
     zeroed,
 )
-from mdcp_fast.tracing.graph import trace
+from mdcp_fast.tracing.trace import trace
 
 
 def test_a_shifted_position_shows() -> None:
@@ -156,6 +156,6 @@ def test_culprits_are_found_alone_and_together() -> None:
             return "five"
         return "two and nine" if {2, 9} <= chosen else None
 
-    assert culprits(12, trial) == {5: "five", 9: "two and nine"}
-    assert culprits(2, trial) == {}
-    assert culprits(0, lambda _: "never") == {}
+    assert bisect_failures(12, trial) == {5: "five", 9: "two and nine"}
+    assert bisect_failures(2, trial) == {}
+    assert bisect_failures(0, lambda _: "never") == {}

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.ops._arguments import MAX_DIMENSIONS
+from mdcp_fast.ops.kmeans import MAX_DIMENSIONS
 from mdcp_fast.planning.descriptors import EXACT, Descriptors, embedded, moments, responses, weights
 from mdcp_fast.planning.folded_weights import weight_gram
-from mdcp_fast.planning.reconstruction import weight_readings
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.planning.reconstruction import errors_from_weights
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 
 class Residual(nn.Module):
@@ -180,12 +181,12 @@ def test_a_depthwise_layer_tells_channels_apart() -> None:
 def test_renumbered_channels_get_the_renumbered_points() -> None:
     model, shuffle = normalised(), torch.randperm(10, generator=torch.Generator().manual_seed(1))
     graph = traced(model)
-    before = [weights(graph).points, responses(graph, weight_readings(graph)).points]
+    before = [weights(graph).points, responses(graph, errors_from_weights(graph)).points]
     for tensor in (*model[0].parameters(), *model[1].parameters(), *model[1].buffers()):
         if tensor.dim():
             tensor.copy_(tensor[shuffle])
     model[3].weight.copy_(model[3].weight[:, shuffle])
-    after = [weights(graph).points, responses(graph, weight_readings(graph)).points]
+    after = [weights(graph).points, responses(graph, errors_from_weights(graph)).points]
     for old, new in zip(before, after, strict=True):
         assert new.shape == (10, 10)
         torch.testing.assert_close(new, old[shuffle], atol=1e-5, rtol=1e-4)  # signs, too
@@ -193,8 +194,8 @@ def test_renumbered_channels_get_the_renumbered_points() -> None:
 
 def test_inner_products_of_responses_are_those_of_what_channels_add() -> None:
     graph = traced(normalised())
-    found = responses(graph, weight_readings(graph))
-    kernel = weight_readings(graph)[0][0].kernel
+    found = responses(graph, errors_from_weights(graph))
+    kernel = errors_from_weights(graph)[0][0].kernel
     points = found.points.double()
     torch.testing.assert_close(points @ points.T, kernel, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.norms.double(), kernel.diagonal().sqrt(), atol=1e-6, rtol=1e-5)

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from mdcp_fast.app.datasets import load_data
 from mdcp_fast.modules.calls import Inputs
+from mdcp_fast.modules.memory import peak_memory
 from mdcp_fast.planning.descriptors import moments
-from mdcp_fast.planning.evaluators import CEILING, KeptChannels, NetworkEvaluator
-from mdcp_fast.planning.masked import peak_memory
+from mdcp_fast.planning.evaluators import CEILING, KeptChannels
+from mdcp_fast.planning.masked import NetworkEvaluator
 from mdcp_fast.planning.search import search
 from mdcp_fast.planning.selection import Clustered
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 INPUTS = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 BATCHES: list[Inputs] = [(INPUTS[:12],), (INPUTS[12:],)]  # of unequal sizes

@@ -1,4 +1,4 @@
-"""Candidates folded into one batch score as each would alone, and the network is left as it was."""
+"""Candidates masked in one batch score as each would alone, and the network is left as it was."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from blocks import BLOCKS, Residual, SeveralInputs, SigmoidBetween, conv, image
 from plans import random_plan
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import call, evaluating, mapped
+from mdcp_fast.modules.calls import call, eval_mode, map_tensors, tensors_in
+from mdcp_fast.modules.memory import PeakMemory
 from mdcp_fast.modules.removal import remove
-from mdcp_fast.modules.verification import tensors_in, zeroed
-from mdcp_fast.planning.masked import PeakMemory, folded, needs_masks_at_inputs, run_folded
+from mdcp_fast.modules.verification import zeroed
+from mdcp_fast.planning.masked import masked_forward, needs_masks_at_inputs, repeat_batch
 from mdcp_fast.tracing.axes import Axis
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 CANDIDATES = 3
 # With and without BatchNorm; concatenations, depthwise and grouped layers, activations that do not
@@ -99,11 +101,11 @@ def batch_statistics(model: nn.Module, inputs: Any) -> Tensor:
 def test_folded_is_each_candidate_alone(name: str) -> None:
     """On a masked copy, whose parameters are zero where a channel was, and really pruned."""
     graph = traced(name)
-    inputs = mapped(graph.example_inputs, lambda x: x.double())
+    inputs = map_tensors(graph.example_inputs, lambda x: x.double())
     graph.model.double()
     masks, chosen = kept_by(graph, range(CANDIDATES))
     at_inputs = needs_masks_at_inputs(graph, inputs)
-    output = tensors_in(run_folded(graph, graph.model, inputs, masks, at_inputs))[0]
+    output = tensors_in(masked_forward(graph, graph.model, inputs, masks, at_inputs))[0]
     for part, channels in zip(output.chunk(CANDIDATES), chosen, strict=True):
         positions = graph.positions(channels)
         masked = batch_statistics(
@@ -122,8 +124,8 @@ def test_in_float32_and_channels_last(name: str, channels_last: bool) -> None:
     masks, chosen = kept_by(graph, range(CANDIDATES))
     if channels_last:
         graph.model.to(memory_format=torch.channels_last)
-        inputs = mapped(inputs, lambda x: x.contiguous(memory_format=torch.channels_last))
-    output = run_folded(graph, graph.model, inputs, masks, False)
+        inputs = map_tensors(inputs, lambda x: x.contiguous(memory_format=torch.channels_last))
+    output = masked_forward(graph, graph.model, inputs, masks, False)
     assert output.is_contiguous(memory_format=torch.channels_last) or not channels_last
     for part, channels in zip(output.chunk(CANDIDATES), chosen, strict=True):
         pruned = batch_statistics(remove(graph.model, graph.positions(channels)), inputs)
@@ -180,10 +182,12 @@ def test_a_single_value_for_each_channel_is_refused() -> None:
 
 def test_folding_repeats_every_tensor_of_the_batch() -> None:
     a, b = torch.randn(2, 3, 4), torch.tensor(2.0)
-    repeated = folded({"x": a, "scale": b, "flag": True}, 2)
+    repeated = repeat_batch({"x": a, "scale": b, "flag": True}, 2)
     assert torch.equal(repeated["x"], torch.cat([a, a]))
     assert repeated["scale"] is b and repeated["flag"] is True
-    assert folded((a.contiguous(memory_format=torch.contiguous_format),), 1)[0].shape == a.shape
+    assert (
+        repeat_batch((a.contiguous(memory_format=torch.contiguous_format),), 1)[0].shape == a.shape
+    )
 
 
 class RaisesOnLargeBatches(SeveralInputs):
@@ -205,10 +209,10 @@ def test_nothing_of_the_network_changes_even_when_it_raises() -> None:
     modes = [module.training for module in model.modules()]
     attributes = [set(vars(module)) for module in model.modules()]
     masks, _ = kept_by(graph, range(CANDIDATES))
-    with evaluating(model):
+    with eval_mode(model):
         with pytest.raises(RuntimeError, match="too many for me"):
-            run_folded(graph, model, inputs, masks, True)
-        run_folded(graph, model, inputs, [mask[:2] for mask in masks], True)
+            masked_forward(graph, model, inputs, masks, True)
+        masked_forward(graph, model, inputs, [mask[:2] for mask in masks], True)
     assert [module.training for module in model.modules()] == modes
     assert [set(vars(module)) for module in model.modules()] == attributes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -228,7 +232,7 @@ def test_a_custom_batch_norm_keeps_what_else_it_does() -> None:
     model = nn.Sequential(conv(3, 6), NormAndActivation(6), conv(6, 2)).eval()
     graph = trace(varied(model), image())
     masks, chosen = kept_by(graph, range(CANDIDATES))
-    output = run_folded(graph, model, (image(),), masks, False)
+    output = masked_forward(graph, model, (image(),), masks, False)
     for part, channels in zip(output.chunk(CANDIDATES), chosen, strict=True):
         pruned = batch_statistics(remove(model, graph.positions(channels)), (image(),))
         torch.testing.assert_close(part, pruned, rtol=1e-5, atol=1e-5)

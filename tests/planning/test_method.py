@@ -16,7 +16,8 @@ from mdcp_fast.planning.method import VALUES
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 X = image(batch=48, size=8)
 BATCHES = list(X.split(16))

@@ -1,4 +1,4 @@
-"""What layers would lose: Gram matrices, sensitivities, ridge losses and the greedy order."""
+"""What layers would lose: Gram matrices, Fisher information, ridge losses, elimination."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from plans import Functional
 from torch import Tensor, nn
 
 from mdcp_fast.planning.elimination import LAZY, elimination_order
-from mdcp_fast.planning.fisher import SAMPLES, TEMPERATURE, output_sensitivity
+from mdcp_fast.planning.fisher import SAMPLES, TEMPERATURE, output_fisher
 from mdcp_fast.planning.reconstruction import (
-    Reading,
-    measured_readings,
+    ReconstructionError,
+    errors_from_inputs,
+    errors_from_weights,
     ridge_losses,
-    weight_readings,
 )
 from mdcp_fast.pruning.input_moments import collect_grams
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 CLASSES = 4
 
@@ -33,15 +34,19 @@ def net() -> nn.Sequential:
     ).eval()  # fmt: skip
 
 
-def readings(graph: ChannelGraph, x: Tensor, weighted: bool = True) -> list[list[Reading]]:
+def errors(
+    graph: ChannelGraph, x: Tensor, weighted: bool = True
+) -> list[list[ReconstructionError]]:
     batches = [(part,) for part in x.split(7)]
     consumers, skipped = collect_grams(graph, batches)
     assert not skipped
-    found = output_sensitivity(graph, consumers, batches) if weighted else None
-    return measured_readings(graph, consumers, found)
+    found = output_fisher(graph, consumers, batches) if weighted else None
+    return errors_from_inputs(graph, consumers, found)
 
 
-def random_readings(channels: int, size: int = 1, groups: int = 1, count: int = 2) -> list[Reading]:
+def random_errors(
+    channels: int, size: int = 1, groups: int = 1, count: int = 2
+) -> list[ReconstructionError]:
     generator = torch.Generator().manual_seed(channels)
 
     def psd() -> Tensor:
@@ -49,7 +54,7 @@ def random_readings(channels: int, size: int = 1, groups: int = 1, count: int = 
         root = torch.randn(groups, n, n // 2 + 3, generator=generator, dtype=torch.float64)
         return root @ root.transpose(1, 2) / n
 
-    return [Reading(psd(), psd()) for _ in range(count)]
+    return [ReconstructionError(psd(), psd()) for _ in range(count)]
 
 
 def prefixes(order: Tensor) -> Tensor:
@@ -60,13 +65,13 @@ def prefixes(order: Tensor) -> Tensor:
     return masks
 
 
-def solved_directly(own: Sequence[Reading], kept: Tensor) -> float:
-    """The ridge loss by its definition, one dense solve for each group of each reading."""
+def solved_directly(own: Sequence[ReconstructionError], kept: Tensor) -> float:
+    """The ridge loss by its definition, one dense solve for each group of each error."""
     total = 0.0
-    for reading in own:
-        size = reading.gram.shape[1] // len(kept)
+    for error in own:
+        size = error.gram.shape[1] // len(kept)
         stays = kept.repeat_interleave(size)
-        for gram, effect in zip(reading.gram, reading.effect, strict=True):
+        for gram, effect in zip(error.gram, error.effect, strict=True):
             inner = gram[stays][:, stays]
             ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(inner), dtype=torch.float64)
             predicted = gram[~stays][:, stays] @ torch.linalg.solve(
@@ -79,7 +84,7 @@ def solved_directly(own: Sequence[Reading], kept: Tensor) -> float:
 
 @pytest.mark.parametrize(("channels", "size", "groups"), [(9, 1, 1), (6, 3, 1), (7, 1, 2)])
 def test_losses_are_those_of_a_direct_solve(channels: int, size: int, groups: int) -> None:
-    own = random_readings(channels, size, groups)
+    own = random_errors(channels, size, groups)
     generator = torch.Generator().manual_seed(1)
     kept = torch.rand(12, channels, generator=generator) < 0.5
     kept[:, 0] = True
@@ -95,7 +100,7 @@ def test_the_order_is_nested_and_its_losses_are_the_ridge_losses(
     channels: int, size: int, groups: int
 ) -> None:
     assert channels < LAZY or channels > 2 * LAZY  # updates pending, settled, and forgotten
-    own = random_readings(channels, size, groups)
+    own = random_errors(channels, size, groups)
     order, losses = elimination_order(own, channels)
     assert order.sort().values.tolist() == list(range(channels))
     wanted = ridge_losses(own, prefixes(order))
@@ -104,7 +109,7 @@ def test_the_order_is_nested_and_its_losses_are_the_ridge_losses(
 
 
 def test_each_step_drops_the_channel_that_costs_least() -> None:
-    own = random_readings(10)
+    own = random_errors(10)
     order, _ = elimination_order(own, 10)
     for width in range(10, 1, -1):
         kept = torch.zeros(width, 10, dtype=torch.bool)
@@ -114,10 +119,12 @@ def test_each_step_drops_the_channel_that_costs_least() -> None:
 
 
 def test_renumbered_channels_give_the_renumbered_order() -> None:
-    own = random_readings(20)
+    own = random_errors(20)
     shuffle = torch.randperm(20, generator=torch.Generator().manual_seed(3))
     renumbered = [
-        Reading(one.gram[:, shuffle][:, :, shuffle], one.effect[:, shuffle][:, :, shuffle])
+        ReconstructionError(
+            one.gram[:, shuffle][:, :, shuffle], one.effect[:, shuffle][:, :, shuffle]
+        )
         for one in own
     ]
     order, losses = elimination_order(own, 20)
@@ -129,7 +136,7 @@ def test_renumbered_channels_give_the_renumbered_order() -> None:
 def test_a_channel_that_others_replace_goes_first_whatever_its_size() -> None:
     base = torch.eye(4, dtype=torch.float64)
     mix = torch.cat([base, 30 * (base[:1] + base[1:2])])  # channel 4: a large sum of two others
-    own = [Reading((mix @ mix.T)[None], torch.eye(5, dtype=torch.float64)[None])]
+    own = [ReconstructionError((mix @ mix.T)[None], torch.eye(5, dtype=torch.float64)[None])]
     order, losses = elimination_order(own, 5)
     assert int(order[-1]) in (0, 1, 4) and losses[3] < 1
 
@@ -140,7 +147,7 @@ def test_readings_are_shares_of_what_a_layer_responds_to() -> None:
     graph, x = trace(net(), image(batch=1)), image(batch=40)
     for weighted in (False, True):
         totals = []
-        for own in readings(graph, x, weighted):
+        for own in errors(graph, x, weighted):
             totals += [float((one.gram * one.effect).sum()) for one in own]
             assert all(torch.linalg.eigvalsh(one.kernel).min() > -1e-9 for one in own)
         assert sum(totals) / len(totals) == pytest.approx(1)
@@ -162,13 +169,13 @@ def test_grams_are_the_second_moments_of_what_a_layer_reads() -> None:
     assert flat.gram is not None and flat.gram.shape == (1, 6, 6)  # a flattened input's channels
 
 
-def test_sensitivity_is_the_fisher_matrix_of_the_answer() -> None:
+def test_the_fisher_matrix_is_that_of_the_answer() -> None:
     """Behind the last layer it is known: that of the softmax, averaged over samples."""
     model, x = net(), image(batch=SAMPLES + 3)
     graph = trace(model, x[:1])
     consumers, _ = collect_grams(graph, [(x,)])
     found = torch.stack(
-        [output_sensitivity(graph, consumers, [(x,)], seed)["5.weight"] for seed in range(300)]
+        [output_fisher(graph, consumers, [(x,)], seed)["5.weight"] for seed in range(300)]
     ).mean(0)
     with torch.no_grad():
         p = F.softmax(model(x).double() / TEMPERATURE, 1)
@@ -176,7 +183,7 @@ def test_sensitivity_is_the_fisher_matrix_of_the_answer() -> None:
     torch.testing.assert_close(found, wanted, rtol=0.1, atol=0.01)
 
 
-def test_a_sensitivity_is_that_of_what_a_layer_puts_out() -> None:
+def test_a_fisher_matrix_is_that_of_what_a_layer_puts_out() -> None:
     """Also where an activation changes it in place: a linear network's is known exactly."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 1), nn.Hardtanh(-9, 9, inplace=True))
@@ -184,7 +191,7 @@ def test_a_sensitivity_is_that_of_what_a_layer_puts_out() -> None:
     x = image(batch=12, size=2) / 10
     graph = trace(model, x[:1])
     consumers, _ = collect_grams(graph, [(x,)])
-    found = output_sensitivity(graph, consumers, [(x,)])
+    found = output_fisher(graph, consumers, [(x,)])
     head = model[4].weight.detach().double().view(CLASSES, 4, 4)  # [classes, channels, positions]
     wanted = torch.einsum("kcs,kl,lds->cd", head, found["4.weight"], head)
     torch.testing.assert_close(found["1.weight"], wanted, rtol=1e-4, atol=1e-7)
@@ -195,17 +202,17 @@ def test_nothing_of_the_network_changes() -> None:
     model.train()
     graph = trace(model, x[:1])
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    readings(graph, x)
+    errors(graph, x)
     assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
-def test_frozen_networks_have_sensitivities_too() -> None:
+def test_frozen_networks_have_fisher_matrices_too() -> None:
     model, x = net().requires_grad_(False), image(batch=5)
     graph = trace(model, x[:1])
     consumers, _ = collect_grams(graph, [(x,)])
-    assert set(output_sensitivity(graph, consumers, [(x,)])) == {"2.weight", "5.weight"}
+    assert set(output_fisher(graph, consumers, [(x,)])) == {"2.weight", "5.weight"}
 
 
 @torch.no_grad()
@@ -213,14 +220,14 @@ def test_layers_that_are_no_modules_are_read_by_their_weights() -> None:
     graph = trace(Functional(), image())
     consumers, skipped = collect_grams(graph, [(image(batch=4),)])
     assert skipped == ["weight"]
-    (own,), (free,) = measured_readings(graph, consumers), weight_readings(graph)
+    (own,), (free,) = errors_from_inputs(graph, consumers), errors_from_weights(graph)
     assert torch.equal(own[0].gram, free[0].gram) and torch.equal(own[0].effect, free[0].effect)
 
 
 def test_a_residual_stream_is_read_by_all_that_read_it() -> None:
     graph = trace(Residual(), image(batch=1))
     for axis, own, free in zip(
-        graph.axes, readings(graph, image(batch=16)), weight_readings(graph), strict=True
+        graph.axes, errors(graph, image(batch=16)), errors_from_weights(graph), strict=True
     ):
         assert len(own) == len(free) == len(axis.consumers)
         assert all(one.gram.shape[1] == axis.channels for one in [*own, *free])

@@ -11,13 +11,15 @@ from blocks import image
 from torch import Tensor, nn
 
 from mdcp_fast.planning.budgets import allowed_widths, limits_of, scaled_widths, uniform_widths
+from mdcp_fast.planning.channels import ChannelScorer
 from mdcp_fast.planning.evaluators import CEILING, KeptChannels
-from mdcp_fast.planning.method import Channels, method
-from mdcp_fast.planning.refit_evaluator import FittedEvaluator, evolve_widths
+from mdcp_fast.planning.method import resolve_method
+from mdcp_fast.planning.refit_evaluator import RefitEvaluator, evolve_widths
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 X = image(batch=64, size=8)
 BATCHES = list(X.split(16))
@@ -59,7 +61,7 @@ def graph() -> ChannelGraph:
 
 @pytest.fixture(scope="module")
 def kept(graph: ChannelGraph) -> KeptChannels:
-    channels = Channels(graph, method("best", True), [(batch,) for batch in BATCHES])
+    channels = ChannelScorer(graph, resolve_method("best", True), [(batch,) for batch in BATCHES])
     return KeptChannels(graph.widths, channels.choose)
 
 
@@ -81,7 +83,7 @@ def test_the_score_is_that_of_the_network_that_prune_returns(
     graph: ChannelGraph, kept: KeptChannels, labelled: bool
 ) -> None:
     limits = torch.tensor([[graph.macs // 2, graph.params]])
-    evaluate = FittedEvaluator(
+    evaluate = RefitEvaluator(
         graph,
         kept,
         limits,
@@ -119,8 +121,10 @@ def test_norms_that_fitting_leaves_get_their_statistics_as_in_prune() -> None:
     model = OneNorm().eval()
     model.head.weight.data *= 20
     graph, batches = trace(model, X[:1]), [(batch,) for batch in BATCHES]
-    kept = KeptChannels(graph.widths, Channels(graph, method("best", True), batches).choose)
-    evaluate = FittedEvaluator(graph, kept, torch.tensor([[graph.macs, graph.params]]), batches)
+    kept = KeptChannels(
+        graph.widths, ChannelScorer(graph, resolve_method("best", True), batches).choose
+    )
+    evaluate = RefitEvaluator(graph, kept, torch.tensor([[graph.macs, graph.params]]), batches)
     widths = graph.widths // 2
     plan = PruningPlan.build(graph, [mask[0].nonzero().flatten() for mask in kept(widths[None])])
     score = float(evaluate(widths.view(1, 1, -1)))
@@ -131,14 +135,14 @@ def test_batches_of_few_samples_are_fitted_and_scored_whole(
     graph: ChannelGraph, kept: KeptChannels
 ) -> None:
     limits = torch.tensor([[graph.macs, graph.params]])
-    evaluate = FittedEvaluator(graph, kept, limits, [(one,) for one in X.split(3)])
+    evaluate = RefitEvaluator(graph, kept, limits, [(one,) for one in X.split(3)])
     assert evaluate.samples == len(X)
     assert 0 < float(evaluate(torch.tensor([[[6, 9, 5]]]))) < CEILING
 
 
 def test_the_network_that_is_whole_loses_nothing(graph: ChannelGraph, kept: KeptChannels) -> None:
     limits = torch.tensor([[graph.macs, graph.params]])
-    evaluate = FittedEvaluator(graph, kept, limits, [(X,)])
+    evaluate = RefitEvaluator(graph, kept, limits, [(X,)])
     assert float(evaluate(graph.widths.view(1, 1, -1))) == pytest.approx(0, abs=1e-9)
 
 

@@ -10,7 +10,8 @@ from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 INPUT = torch.randn(1, 3, 16, 16)
 

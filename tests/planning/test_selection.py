@@ -9,19 +9,11 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.ops.crowding_distance import crowding_distance
+from mdcp_fast.planning.clustering import cluster_numbers
 from mdcp_fast.planning.descriptors import Descriptors
-from mdcp_fast.planning.reconstruction import Reading, ridge_losses
-from mdcp_fast.planning.selection import (
-    GRID,
-    RULES,
-    Clustered,
-    Nested,
-    Selection,
-    cluster_numbers,
-    loss_table,
-    ridge_table,
-    select,
-)
+from mdcp_fast.planning.loss_table import GRID, loss_table, ridge_table
+from mdcp_fast.planning.reconstruction import ReconstructionError, ridge_losses
+from mdcp_fast.planning.selection import RULES, Clustered, Nested, Selection, select
 
 
 def described(sizes: list[int], dimensions: int = 3, seed: int = 0) -> Descriptors:
@@ -107,17 +99,19 @@ def test_given_numbers_of_clusters_are_kept_to() -> None:
         assert len(kept) == 20 and len(set(labels[kept].tolist())) == k
 
 
-def made_readings(sizes: list[int]) -> list[list[Reading]]:
+def made_errors(sizes: list[int]) -> list[list[ReconstructionError]]:
     generator = torch.Generator().manual_seed(0)
     roots = [
         [torch.randn(1, n, n, generator=generator, dtype=torch.float64) for _ in range(2)]
         for n in sizes
     ]
-    return [[Reading(*(root @ root.transpose(1, 2) for root in pair))] for pair in roots]
+    return [
+        [ReconstructionError(*(root @ root.transpose(1, 2) for root in pair))] for pair in roots
+    ]
 
 
 def test_a_nested_order_keeps_more_of_the_same() -> None:
-    choose = Nested(made_readings([12, 5]), torch.tensor([12, 5]))
+    choose = Nested(made_errors([12, 5]), torch.tensor([12, 5]))
     widths = torch.arange(1, 13)
     found = choose(torch.zeros(12, dtype=torch.int64), widths)
     assert found.clusters is None
@@ -128,18 +122,18 @@ def test_a_nested_order_keeps_more_of_the_same() -> None:
 
 
 def test_the_ridge_table_holds_the_losses_of_what_stays() -> None:
-    readings, channels = made_readings([10, 6]), torch.tensor([10, 6])
+    errors, channels = made_errors([10, 6]), torch.tensor([10, 6])
     choices = [torch.arange(1, 11), torch.tensor([2, 4, 6])]
-    nested, clustered = Nested(readings, channels), Clustered(described([10, 6]))
-    table = ridge_table(readings, channels, choices, nested)
+    nested, clustered = Nested(errors, channels), Clustered(described([10, 6]))
+    table = ridge_table(errors, channels, choices, nested)
     assert table.offsets.tolist() == [0, 10, 16]
     torch.testing.assert_close(table.values[:10], nested.table().values[:10])
     assert table.values[12] == pytest.approx((table.values[11] + table.values[13]).item() / 2)
-    table, falling = ridge_table(readings, channels, choices, clustered), torch.inf
+    table, falling = ridge_table(errors, channels, choices, clustered), torch.inf
     for width in range(1, 11):
         mask = torch.zeros(1, 10, dtype=torch.bool)
         mask[0, clustered(torch.tensor([0]), torch.tensor([width])).kept] = True
-        falling = min(falling, ridge_losses(readings[0], mask).item())
+        falling = min(falling, ridge_losses(errors[0], mask).item())
         assert table.values[width - 1] == pytest.approx(falling)
     assert table.values[9] == 0 and table.values[15] == 0
 

@@ -11,12 +11,13 @@ import torchvision.models as zoo
 from plans import random_plan
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import count_macs
-from mdcp_fast.modules.verification import TOLERANCE, difference, tensors_in
+from mdcp_fast.modules.calls import count_macs, tensors_in
+from mdcp_fast.modules.verification import TOLERANCE, difference
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 # The smallest input that each takes whole (Inception's auxiliary head wants 299).
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], int]] = {

@@ -9,11 +9,11 @@ import torch
 from blocks import BLOCKS, Block
 from plans import random_plan
 
-from mdcp_fast.modules.calls import call, count_macs
-from mdcp_fast.modules.verification import TOLERANCE, difference, tensors_in
+from mdcp_fast.modules.calls import call, count_macs, tensors_in
+from mdcp_fast.modules.verification import TOLERANCE, difference
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.graph import trace
+from mdcp_fast.tracing.trace import trace
 
 SEEDS = range(3)
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mdcp_fast.modules.calls import call
+from mdcp_fast.pruning.batch_norm import recalibrate
 from mdcp_fast.pruning.calibration import calibration_batches
-from mdcp_fast.pruning.compensation import compensate, recalibrate
+from mdcp_fast.pruning.compensation import compensate
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 REDUNDANT = 1e-2  # what the ridge leaves of a loss that it could predict wholly
 

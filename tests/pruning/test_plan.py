@@ -14,7 +14,8 @@ from torch import nn
 
 from mdcp_fast.modules.removal import remove
 from mdcp_fast.pruning.plan import PruningPlan
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 KEPT = [[6, 1, 3], [0, 2, 5, 4]]
 

@@ -18,7 +18,8 @@ from mdcp_fast.pruning.compensation import compensate
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.refit import RIDGE, refit
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 SEEN = 64  # images to calibrate with: more than any layer here has weights for an output
 

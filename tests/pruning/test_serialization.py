@@ -16,11 +16,11 @@ from processes import run_python
 from torch import nn
 
 import mdcp_fast
-from mdcp_fast._files import whole_file
+from mdcp_fast._files import atomic_write
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.serialization import load, save
-from mdcp_fast.tracing.graph import trace
+from mdcp_fast.tracing.trace import trace
 
 ROOT = Path(mdcp_fast.__file__).parent.parent
 
@@ -205,8 +205,8 @@ def test_a_kill_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
     code = f"""
         import os, signal
-        from mdcp_fast._files import whole_file
-        with whole_file({str(path)!r}) as temporary:
+        from mdcp_fast._files import atomic_write
+        with atomic_write({str(path)!r}) as temporary:
             temporary.write_text("half of the n")
             os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -217,7 +217,7 @@ def test_a_kill_half_way_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_written_file_has_the_usual_rights(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
-    with whole_file(tmp_path / "whole") as temporary:
+    with atomic_write(tmp_path / "whole") as temporary:
         temporary.write_text("new")
     modes = {(tmp_path / name).stat().st_mode for name in ("plain", "whole")}
     assert len(modes) == 1 and (tmp_path / "whole").read_text() == "new"

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.graph import ChannelGraph, trace
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 
 @pytest.fixture(scope="module")
