@@ -1,4 +1,4 @@
-"""Runs and captures a network: its inputs, its mode, its exported graph, its MACs."""
+"""Calls a network: its arguments and outputs, its mode, its buffers, its MACs."""
 
 from __future__ import annotations
 

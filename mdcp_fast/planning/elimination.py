@@ -1,10 +1,10 @@
-"""Nested order of an axis's channels: each step drops the one that the others replace best.
+"""Backward elimination of an axis's channels: each step drops what the others replace best.
 
-Optimal brain surgery of channels: with H = G + lam I over the channels that stay, dropping channel
-j and letting the others take over what they can predict of it costs S_jj / (H^-1)_jj, S being the
-effect of the layer's weights with everything dropped before taken over. Both matrices follow from
-step to step by updates of low rank. One pass from the full axis to the last channel gives every
-width, its channels and its loss.
+Optimal brain surgery (OBS) of channels: with H = G + lam I over the channels that stay, dropping
+channel j and letting the others take over what they can predict of it costs S_jj / (H^-1)_jj, S
+being the effect of the layer's weights with everything dropped before taken over. Both matrices
+follow from step to step by updates of low rank. One pass from the full axis to the last channel
+gives every width, its channels and its loss.
 
 Source: Hassibi and Stork, "Second order derivatives for network pruning: optimal brain surgeon",
 1993; for channels, Kurtic, Frantar and Alistarh, "ZipLM", 2023.

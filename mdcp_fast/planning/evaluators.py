@@ -1,4 +1,4 @@
-"""Scores pruning candidates by what the network answers, a population in a few forward passes."""
+"""Scores pruning candidates by what the network answers: what all ways to run them share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Runs a network for a whole population of masked candidates at once, folded into its batch.
+"""Scores candidates on the dense network with masks, a whole population in one forward pass.
+
+The batch holds each candidate's samples, candidate after candidate.
 
 The network itself is not touched: while a `Population` is entered, the calls of convolutions,
 linear layers and BatchNorm that the network makes are seen on their way. BatchNorm then normalises
@@ -199,7 +201,7 @@ def masked_forward(
     kept: Sequence[Tensor],
     at_inputs: bool,
 ) -> Any:
-    """The network's output for all candidates, folded; BatchNorm uses batch statistics.
+    """The network's output for all candidates, one behind the other, by batch statistics.
 
     Args:
         graph: Of the dense network.
@@ -266,7 +268,7 @@ class NetworkEvaluator(AnswerEvaluator):
     """Scores candidates on the dense network with the channels that go masked: see its base class.
 
     BatchNorm uses the statistics of the candidate's batch (so a batch should hold 16 samples or
-    more), in the dense network its own, as in evaluation mode. Candidates are folded into the
+    more), in the dense network its own, as in evaluation mode. Candidates share a
     batch, as many at a time as `memory` allows. Axes that a normalisation over channels mixes
     (trace's `allow_inexact`) are scored with zeros in it, which is not what removing gives; all
     others exactly.

@@ -1,4 +1,4 @@
-"""The ways to choose channels, by name: what a preset stands for, and what then answers jobs."""
+"""The ways to choose channels, by name, and what a preset stands for."""
 
 from __future__ import annotations
 

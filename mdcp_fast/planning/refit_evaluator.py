@@ -1,4 +1,4 @@
-"""Widths by trial: networks are pruned and fitted for real, few of them, near widths that are good.
+"""Widths by trial: a few networks are pruned and fitted for real, near widths that are good.
 
 The table of losses adds up what every axis loses by itself. What the layers behind it make good, or
 make worse, only the small network shows, and the less of it stays, the more that is.

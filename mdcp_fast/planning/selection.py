@@ -1,4 +1,4 @@
-"""Which channels stay when an axis keeps so many, and what that loses.
+"""Which channels stay when an axis keeps so many of them.
 
 Everything works on jobs: job j asks for `width[j]` channels of axis `axis[j]`. All jobs of all axes
 are one batch for the kernels. Whatever answers jobs is a `Chooser`: by clusters, or by a nested

@@ -1,4 +1,4 @@
-"""Recovers accuracy without labels, layer by layer: ridge compensation, BatchNorm's statistics.
+"""Recovers accuracy without labels, layer by layer: ridge compensation.
 
 Every layer is looked at as in the dense network, as if nothing had changed before it; `refit` takes
 account of that.
