@@ -33,15 +33,15 @@ SPEED = Path(__file__).resolve().parent
 BENCHMARKS = SPEED.parent
 RESULTS = BENCHMARKS / "results"
 SUITES = (
-    "statistics",
+    "channel_statistics",
     "ward",
     "kmeans",
     "kernel_unit",
-    "crowding",
-    "population",
+    "crowding_distance",
+    "evolution",
     "selection",
     "trace",
-    "surgery",
+    "prune",
     "end_to_end",
 )
 THREADS = (1, 2)

@@ -95,7 +95,7 @@ def duration(suite: str, case: str, threads: int = 1) -> Callable[[Cases], float
 
 
 def gap_beside_the_best_peer(cases: Cases) -> float | None:
-    record = cases.get("population", "beside_peers")
+    record = cases.get("evolution", "beside_peers")
     if record is None:
         return None
     gaps = dict(record[GAP])
@@ -164,14 +164,14 @@ BARS = [
         ">=",
         40,
         "times faster",
-        times_faster("crowding", "groups[500]", "pymoo"),
+        times_faster("crowding_distance", "groups[500]", "pymoo"),
     ),
     Bar(
         "statistics",
         ">=",
         0.85,
         "of the read bandwidth",
-        lambda cases: ratio(cases.get("statistics", "layers[random]"), READ),
+        lambda cases: ratio(cases.get("channel_statistics", "layers[random]"), READ),
     ),
     Bar("evolution, its gap", "<=", 1, "of the best peer's", gap_beside_the_best_peer),
     Bar(
@@ -179,7 +179,7 @@ BARS = [
         ">=",
         1,
         "times faster",
-        times_faster("population", "beside_peers"),
+        times_faster("evolution", "beside_peers"),
     ),
     Bar(
         "kernel unit, all 26,560 filters, two threads",
@@ -370,7 +370,7 @@ def check_note(record: Record) -> str:
 
 
 ROWS = [
-    Row("`channel_statistics`, all layers", "statistics", "layers[random]", bandwidth_note,
+    Row("`channel_statistics`, all layers", "channel_statistics", "layers[random]", bandwidth_note,
         "filters of 576 weights"),
     Row("`ward`, all layers", "ward", "layers", grows="D = 3"),
     Row("`ward`, 2,048 points", "ward", "growth[2048-3]"),
@@ -380,9 +380,9 @@ ROWS = [
     Row("`kmeans` (c): one layer of 512, every k", "kmeans", "workload[c]", inertia_note),
     Row("`kmeans` (d): every k of every layer", "kmeans", "workload[d]"),
     Row("kernels of 26,560 filters: statistics, `kmeans`", "kernel_unit", "network"),
-    Row("`crowding_distance`, 10,000 points in 500 segments", "crowding", "groups[500]",
+    Row("`crowding_distance`, 10,000 points in 500 segments", "crowding_distance", "groups[500]",
         grows="one segment, D = 3"),
-    Row("evolution, 53 axes, 6,400 evaluations", "population", "beside_peers", gap_note),
+    Row("evolution, 53 axes, 6,400 evaluations", "evolution", "beside_peers", gap_note),
     Row("half of every axis selected", "selection", "one_selection"),
     *(
         Row(f"{title}: trace, search, prune", "end_to_end", f"network[{name}]", check_note)

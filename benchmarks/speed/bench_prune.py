@@ -1,6 +1,6 @@
 """Removing channels: prune, beside torch-pruning's removal.
 
-pytest benchmarks/speed/bench_surgery.py -s [--threads 2]
+pytest benchmarks/speed/bench_prune.py -s [--threads 2]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Crowding distance of 10,000 points x 3 in 500 groups, beside pymoo, DEAP and pygmo.
 
-pytest benchmarks/speed/bench_crowding.py -s [--threads 2]
+pytest benchmarks/speed/bench_crowding_distance.py -s [--threads 2]
 
 Results, the peers' too, are checked against the float64 reference.
 """

@@ -1,6 +1,6 @@
 """channel_statistics of ResNet-50's 53 convolutions (93.8 MB in float32), beside loops of torch.
 
-pytest benchmarks/speed/bench_statistics.py -s [--threads 2]
+pytest benchmarks/speed/bench_channel_statistics.py -s [--threads 2]
 
 The result is checked against float64 first. The op reads every
 weight once and writes next to nothing, so memory is its limit: extra_info and the printed line say

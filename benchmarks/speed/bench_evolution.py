@@ -1,6 +1,6 @@
 """Differential evolution of widths under a budget: gap to the best known, and time, by peer.
 
-pytest benchmarks/speed/bench_population.py
+pytest benchmarks/speed/bench_evolution.py
 
 The problem is that of a network of 53 layers: one width from 1 to 17 each, separable losses, costs
 that multiply neighbouring widths, half of the cost allowed. Every method scores 64 x 100 candidates
