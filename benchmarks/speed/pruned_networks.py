@@ -1,4 +1,4 @@
-"""What the suites of trace, surgery, the selection table and the whole way have in common."""
+"""What the suites of trace, prune, the selection table and the whole way have in common."""
 
 from __future__ import annotations
 
