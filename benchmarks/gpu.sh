@@ -103,9 +103,9 @@ if [ "$device" = cuda ]; then
         step "build for the CPU" 60 build.log env MDCP_CUDA=0 "$python" setup.py build_ext --inplace
     export MDCP_REQUIRE_CUDA=1
     ! has xdist || parallel=(-n 8) # a worker that crashes takes no other along
-    tests "tests of the ops" 110 tests/test_on_device.py -m needs_cuda "${parallel[@]}"
-    benchmark "benchmarks of the ops" 80 ops.json benchmarks/bench_device.py benchmarks/device/bench_peers.py -k "not kmeans"
-    benchmark "benchmarks of k-means" 70 kmeans.json benchmarks/bench_device.py benchmarks/device/bench_peers.py -k kmeans
+    tests "tests of the ops" 110 tests/ops/test_on_device.py -m needs_cuda "${parallel[@]}"
+    benchmark "benchmarks of the ops" 80 ops.json benchmarks/device/bench_device.py benchmarks/device/bench_peers.py -k "not kmeans"
+    benchmark "benchmarks of k-means" 70 kmeans.json benchmarks/device/bench_device.py benchmarks/device/bench_peers.py -k kmeans
     step "end to end" 110 bench.log "$python" benchmarks/device/end_to_end.py --device cuda "$out/end_to_end.json"
     tests "tests of the pipeline" 110 tests/test_pipeline_on_device.py -m needs_cuda "${parallel[@]}"
     # Small work that reaches every kernel. Without torch's cache each tensor is an allocation of its own, so that a
@@ -113,14 +113,14 @@ if [ "$device" = cuda ]; then
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     for tool in memcheck racecheck initcheck synccheck; do
         step "$tool" 60 sanitizer.log compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
-            --print-limit 20 "${pytest[@]}" -v tests/test_on_device.py -m "needs_cuda and reaches_every_kernel"
+            --print-limit 20 "${pytest[@]}" -v tests/ops/test_on_device.py -m "needs_cuda and reaches_every_kernel"
     done
 else
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     step build 130 build.log env MDCP_CUDA=0 "$python" setup.py build_ext --inplace
-    tests "tests of the ops" 110 tests/test_crowding.py tests/test_population.py
-    benchmark "benchmarks of the ops" 80 ops.json --quick benchmarks/bench_device.py benchmarks/device/bench_peers.py -k "not kmeans"
-    benchmark "benchmarks of k-means" 70 kmeans.json --quick benchmarks/bench_device.py benchmarks/device/bench_peers.py -k kmeans
+    tests "tests of the ops" 110 tests/ops/test_crowding_distance.py tests/ops/test_evaluate_population.py
+    benchmark "benchmarks of the ops" 80 ops.json --quick benchmarks/device/bench_device.py benchmarks/device/bench_peers.py -k "not kmeans"
+    benchmark "benchmarks of k-means" 70 kmeans.json --quick benchmarks/device/bench_device.py benchmarks/device/bench_peers.py -k kmeans
     step "end to end" 110 bench.log "$python" benchmarks/device/end_to_end.py --device cpu --quick "$out/end_to_end.json"
     tests "tests of the pipeline" 110 tests/test_pipeline_on_device.py -k "small"
 fi

@@ -6,12 +6,10 @@ issue rate, and no less than a launch. Nothing here was measured on a GPU.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import workloads
-from cubins import Instruction
 
 from mdcp_fast.ops.kmeans import kmeans
 
@@ -103,26 +101,3 @@ def jobs() -> list[Job]:
         *(lloyd(name, make(layers), target) for name, make, target in works),
         crowding(10_000, 20, 5e-6),
     ]
-
-
-class Loop(NamedTuple):
-    """The innermost loop of a Lloyd kernel as it was compiled."""
-
-    instructions: int  # of one pass
-    pairs: int  # distances that a thread computes in one pass
-    kinds: dict[str, int]
-
-    @property
-    def per_pair(self) -> float:
-        return self.instructions / self.pairs
-
-
-def distance_loop(loops: Sequence[Sequence[Instruction]], dimensions: int) -> Loop | None:
-    """The loop with the most float32 multiplications: `dimensions` of them are one distance."""
-    best: Loop | None = None
-    for loop in loops:
-        kinds = Counter(one.opcode.split(".")[0] for one in loop)
-        pairs = kinds["FMUL"] // dimensions
-        if pairs > 0 and (best is None or pairs > best.pairs):
-            best = Loop(len(loop), pairs, dict(kinds.most_common()))
-    return best

@@ -1,26 +1,31 @@
 """Structured pruning of convolutional networks by multidimensional channel clustering."""
 
-from mdcp_fast.artifacts import load, save
-from mdcp_fast.data import load_data
-from mdcp_fast.evaluation import evaluate
-from mdcp_fast.evolution import differential_evolution
-from mdcp_fast.finetune import finetune
-from mdcp_fast.graph import ChannelGraph, count_macs, trace
-from mdcp_fast.models import make_model
-from mdcp_fast.ops.crowding import crowding_distance
+from mdcp_fast.app.datasets import load_data
+from mdcp_fast.app.models import make_model
+from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.ops.channel_statistics import channel_statistics
+from mdcp_fast.ops.crowding_distance import crowding_distance
+from mdcp_fast.ops.evaluate_population import evaluate_population
+from mdcp_fast.ops.evolution import differential_evolution
 from mdcp_fast.ops.kmeans import kmeans
-from mdcp_fast.ops.population import evaluate_population
 from mdcp_fast.ops.population_norm import population_norm
-from mdcp_fast.ops.statistics import channel_statistics
 from mdcp_fast.ops.ward import ward
-from mdcp_fast.plan import PruningPlan
-from mdcp_fast.search import search
-from mdcp_fast.surgery import prune
+from mdcp_fast.planning.descriptors import Descriptors
+from mdcp_fast.planning.search import search
+from mdcp_fast.pruning.plan import PruningPlan
+from mdcp_fast.pruning.prune import prune
+from mdcp_fast.pruning.serialization import load, save
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
+from mdcp_fast.training.evaluation import evaluate
+from mdcp_fast.training.finetune import finetune
+from mdcp_fast.training.onednn import strided_by_slices
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ChannelGraph",
+    "Descriptors",
     "PruningPlan",
     "channel_statistics",
     "count_macs",
@@ -37,6 +42,7 @@ __all__ = [
     "prune",
     "save",
     "search",
+    "strided_by_slices",
     "trace",
     "ward",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mdcp_fast
-from mdcp_fast.ops import crowding
+from mdcp_fast.ops import crowding_distance
 from mdcp_fast.ops._arguments import runs_on_cuda
 from mdcp_fast.ops._native import native
 
@@ -75,7 +75,9 @@ def check_that_cuda_is_refused(with_cuda: bool) -> None:
     """By torch, whichever build it is; by the launchers; or, without CUDA inside, by the ops."""
     refused(lambda: POINTS.to("cuda"), "NVIDIA driver", "not compiled with CUDA")
     if with_cuda:
-        refused(lambda: crowding._launch(native, POINTS, OFFSETS), "driver", "no CUDA-capable")
+        refused(
+            lambda: crowding_distance._launch(native, POINTS, OFFSETS), "driver", "no CUDA-capable"
+        )
         return
     with FakeTensorMode():
         there = torch.empty(100, 3, device="cuda")

@@ -1,9 +1,12 @@
-"""Data flows one way: no module imports a later stage; and what is public is documented."""
+"""Imports go down from layer to layer, what is private stays so, what is public is documented."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,51 +14,92 @@ import pytest
 import mdcp_fast
 
 PACKAGE = Path(mdcp_fast.__file__).parent
-# Each stage may import those before it, and itself.
-STAGES = [
-    ["files", "ops", "kernels"],
-    ["labels", "removal", "patches"],
-    ["axes", "capture", "cost", "verification"],
-    ["graph"],
-    ["calibration", "folding", "grams", "producers"],
-    ["sensitivity", "readings"],
-    ["descriptors", "greedy"],
-    ["selection"],
-    ["compensation", "refit"],
-    ["budgets", "evolution", "relaxation", "evaluators", "fitted", "presets"],
-    ["search", "plan"],
-    ["surgery"],
-    ["artifacts"],
-    ["evaluation", "objective", "progress", "resume", "recipe", "striding", "finetune"],
-    ["models", "data"],
-    ["latency", "report", "demo", "cli"],
-]
-STAGE = {name: number for number, names in enumerate(STAGES) for name in names}
+# What each package may import, besides itself and `_files`.
+BELOW = {
+    "ops": set(),
+    "modules": set(),
+    "tracing": {"ops", "modules"},
+    "pruning": {"ops", "modules", "tracing"},
+    "planning": {"ops", "modules", "tracing", "pruning"},
+    "training": {"modules"},
+    "app": {"ops", "modules", "tracing", "pruning", "planning", "training"},
+}
+MODULES = {
+    ".".join(("mdcp_fast", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
-def top(name: str) -> str:
-    """The stage's module of a dotted name: mdcp_fast.ops.ward -> ops."""
-    return name.split(".")[1]
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
-def test_no_module_imports_a_later_stage(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if own == "__init__":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(path: Path) -> Iterator[tuple[str, str | None]]:
+    """What a file imports of mdcp_fast, anywhere in it: modules, and names in them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found = [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            names = (
-                [f"{base}.{alias.name}" for alias in node.names] if base == "mdcp_fast" else [base]
-            )
+            assert node.level == 0, f"{path}: expected absolute imports"
+            found = [(str(node.module), alias.name) for alias in node.names]
         else:
             continue
-        for name in names:
-            if name.startswith("mdcp_fast.") and not name.startswith("mdcp_fast.__"):
-                assert STAGE[top(name)] <= STAGE[own], f"{own} imports {name}"
+        for module, name in found:
+            if name is not None and f"{module}.{name}" in MODULES:
+                module, name = f"{module}.{name}", None
+            if module.split(".")[0] == "mdcp_fast":
+                yield module, name
+
+
+def package_of(module: str) -> str:
+    """mdcp_fast.tracing.labels.walk -> tracing."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_the_top_holds_the_packages_and_little_else() -> None:
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    entries = {"_native" if name.startswith("_native.") else name for name in entries}
+    assert entries - {"_native"} == {"__init__.py", "_files.py", "py.typed", *BELOW} - {""}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_down(name: str) -> None:
+    own = package_of(name)
+    if own == "":
+        return
+    for module, _ in imported(MODULES[name]):
+        other = package_of(module)
+        assert other in {own, "_files", *BELOW.get(own, ())}, f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_package_reaches_into_another(name: str) -> None:
+    for module, attribute in imported(MODULES[name]):
+        if package_of(module) == package_of(name) or module == "mdcp_fast._files":
+            continue
+        private = [
+            part for part in (*module.split("."), attribute) if part and part.startswith("_")
+        ]
+        assert not private, f"{name} imports {module}: {attribute}"
+
+
+def test_no_imports_go_round_in_circles() -> None:
+    graph = {
+        name: {module for module, _ in imported(path) if module != name}
+        for name, path in MODULES.items()
+    }
+    tuple(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("name", mdcp_fast.__all__)
+def test_public_names_hide_no_module(name: str) -> None:
+    assert importlib.util.find_spec(f"mdcp_fast.{name}") is None
+
+
+def test_packages_hide_no_module_of_theirs() -> None:
+    """Nothing is imported into a package, where it would hide the module of the same name."""
+    for name, path in MODULES.items():
+        if path.name == "__init__.py" and name != "mdcp_fast":
+            for _, attribute in imported(path):
+                assert f"{name}.{attribute}" not in MODULES, f"{name} imports {attribute}"
 
 
 @pytest.mark.parametrize("name", mdcp_fast.__all__)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from mdcp_fast import PruningPlan, count_macs, finetune, load, prune, save, search, trace
-from mdcp_fast.graph import ChannelGraph
+from mdcp_fast.tracing.graph import ChannelGraph
 
 IMAGES = 64
 # Largest difference of logits fitted on two devices, relative to the largest logit: fits are solved

@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 import workloads
 from bench_device import CLOCK, device, layers, resnet50_weights
-from bench_population import AXES, GENERATIONS, POPULATION, WIDEST, Problem
+from bench_evolution import AXES, GENERATIONS, POPULATION, WIDEST, Problem
 from torch import Tensor
 from workloads import Workload
 
-from mdcp_fast.evolution import differential_evolution
-from mdcp_fast.ops.crowding import crowding_distance
+from mdcp_fast.ops.channel_statistics import channel_statistics
+from mdcp_fast.ops.crowding_distance import crowding_distance
+from mdcp_fast.ops.evaluate_population import CostModel, LossTable, PopulationFitness
+from mdcp_fast.ops.evolution import differential_evolution
 from mdcp_fast.ops.kmeans import kmeans
-from mdcp_fast.ops.population import CostModel, LossTable, PopulationFitness
-from mdcp_fast.ops.statistics import channel_statistics
 
 __all__ = ["device"]  # the fixture
 
@@ -181,7 +181,7 @@ def test_kmeans(
 
 
 class OnDevice:
-    """The fitness of bench_population.py's problem, computed on the device."""
+    """The fitness of bench_evolution.py's problem, computed on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.problem, self.device = Problem(), device

@@ -27,8 +27,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import mdcp_fast
-from mdcp_fast.demo import run_demo
-from mdcp_fast.files import whole_file
+from mdcp_fast._files import atomic_write
+from mdcp_fast.app.demo import run_demo
 
 ROUNDS, SECONDS = 30, 0.3  # of a latency, whichever is reached first
 CALIBRATION = 256  # images
@@ -59,7 +59,7 @@ class Report:
         entry["seconds"] = time.perf_counter() - start
         self.entries[name] = entry
         print(f"{name}: {json.dumps(entry)}", flush=True)
-        with whole_file(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text(json.dumps(self.entries, indent=2) + "\n", encoding="utf-8")
 
 

@@ -224,14 +224,14 @@ def triton_kernels(op: str, module: str, argument: str) -> ModuleType:
 
     Args:
         op: name of the op, for the message.
-        module: name of the module below mdcp_fast.kernels.
+        module: name of the module below mdcp_fast.ops.triton.
         argument: what may be passed on the CPU instead, for the message.
 
     Raises:
         ImportError: Triton is not installed.
     """
     try:
-        return import_module(f"mdcp_fast.kernels.{module}")
+        return import_module(f"mdcp_fast.ops.triton.{module}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != "triton":
             raise

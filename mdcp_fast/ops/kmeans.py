@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.ops._arguments import (
+    MAX_DIMENSIONS,
     check_finite,
     check_offsets,
     check_points,
@@ -17,6 +18,8 @@ from mdcp_fast.ops._arguments import (
     simd_level,
 )
 from mdcp_fast.ops._native import native
+
+__all__ = ["MAX_DIMENSIONS", "KMeans", "kmeans"]
 
 INITS = ("ward", "k-means++")
 _GIVEN = "given"

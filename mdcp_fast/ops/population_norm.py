@@ -23,7 +23,7 @@ def population_norm(
 ) -> Tensor:
     """Normalises every candidate's part of a batch by that part's own statistics, and masks it.
 
-    A population of P candidates is folded into the batch: rows p B to (p + 1) B - 1 of `x` are the
+    A population of P candidates shares the batch: rows p B to (p + 1) B - 1 of `x` are the
     B samples of candidate p. For each candidate and channel, with the mean m and the biased
     variance v over the samples and the places of a sample,
 

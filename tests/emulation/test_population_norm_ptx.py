@@ -20,7 +20,7 @@ ARCHITECTURES = [80, 90, 100]  # from 90 on, 16-bit tiles are moved by stmatrix
 @pytest.mark.parametrize("name", [*CASES, "strange"])
 def test_compiled_kernels_agree_with_float64(name: str, architecture: int) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    from mdcp_fast.kernels import population_norm as kernels
+    from mdcp_fast.ops.triton import population_norm as kernels
 
     x, masks, weight, bias = strange() if name == "strange" else CASES[name].arguments()
     launch = kernels.layout(x, len(masks))

@@ -13,7 +13,7 @@ from emulation import ptx_numbers as numbers
 from emulation.ptx import Module
 from emulation.ptx_compile import SAMPLES, launch, nvcc_ptx, same_name, triton_ptx
 
-from mdcp_fast.ops.statistics import channel_statistics
+from mdcp_fast.ops.channel_statistics import channel_statistics
 
 ARCHITECTURES = [75, 90]
 _modules: dict[int, Module] = {}
@@ -486,7 +486,7 @@ def test_triton_statistics_have_the_bits_of_the_native_core(
     dtype: torch.dtype, architecture: int
 ) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    from mdcp_fast.kernels import statistics as kernels
+    from mdcp_fast.ops.triton import channel_statistics as kernels
 
     constants = {
         "WEIGHT": kernels.TRITON_DTYPES[dtype],

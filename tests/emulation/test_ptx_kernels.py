@@ -24,7 +24,7 @@ from emulation.ptx_kernels import PtxKernels
 from replay import assert_same_bits
 from torch import Tensor
 
-from mdcp_fast.ops import crowding, population, ward
+from mdcp_fast.ops import crowding_distance, evaluate_population, ward
 from mdcp_fast.ops.kmeans import KMeans, kmeans
 
 OLDEST, NEWEST = 75, 90
@@ -46,19 +46,19 @@ def ptx(_kernels: PtxKernels, emulated: EmulatedCore) -> Iterator[PtxKernels]:
 
 def crowd(kernels: PtxKernels, points: Tensor, offsets: Tensor) -> Tensor:
     assert kernels.core is not None
-    return crowding._launch(kernels.core, points, offsets)
+    return crowding_distance._launch(kernels.core, points, offsets)
 
 
 def evaluate(kernels: PtxKernels, case: population_cases.Case) -> Tensor:
     assert kernels.core is not None
     members, loss, cost, budget = case
-    return population._launch(
+    return evaluate_population._launch(
         kernels.core, members, loss.values, loss.offsets, astuple(cost), budget
     )
 
 
 def assert_crowding_agrees(kernels: PtxKernels, points: Tensor, offsets: Tensor) -> None:
-    expected = crowding.crowding_distance(points, offsets)
+    expected = crowding_distance.crowding_distance(points, offsets)
     assert kernels.core is not None
     kernels.core.buffers.clear()
     assert torch.equal(crowd(kernels, points, offsets), expected)
@@ -86,7 +86,7 @@ def test_crowding_distance_of_segments_beyond_a_tile(ptx: PtxKernels) -> None:
 
 @pytest.mark.parametrize("name", POPULATION)
 def test_evaluate_population(ptx: PtxKernels, name: str) -> None:
-    expected = population.evaluate_population(*POPULATION[name])
+    expected = evaluate_population.evaluate_population(*POPULATION[name])
     assert ptx.core is not None
     ptx.core.buffers.clear()
     assert torch.equal(evaluate(ptx, POPULATION[name]), expected)

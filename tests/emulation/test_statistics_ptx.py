@@ -10,8 +10,8 @@ import torch
 from emulation.triton_kernels import interpret
 from torch import Tensor
 
-from mdcp_fast.ops import statistics as op
-from mdcp_fast.ops.statistics import channel_statistics
+from mdcp_fast.ops import channel_statistics as op
+from mdcp_fast.ops.channel_statistics import channel_statistics
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -49,7 +49,7 @@ class Interpreted:
 def test_compiled_kernel_has_the_bits_of_the_native_core(
     architecture: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mdcp_fast.kernels import statistics as kernels
+    from mdcp_fast.ops.triton import channel_statistics as kernels
 
     generator = torch.Generator().manual_seed(0)
     weights = [

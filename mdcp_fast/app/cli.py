@@ -1,0 +1,104 @@
+"""The command line: mdcp-fast."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="mdcp-fast",
+    help="Structured pruning of convolutional networks by multidimensional channel clustering.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"mdcp-fast {version('mdcp-fast')}")
+        except PackageNotFoundError:
+            typer.echo("mdcp-fast, run from a checkout that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    macs: Annotated[
+        float, typer.Option(help="Share of the multiply-accumulates that may remain.")
+    ] = 0.4,
+    out: Annotated[Path, typer.Option(help="Folder for results, model and figures.")] = Path(
+        "mdcp-fast-demo"
+    ),
+    model: Annotated[
+        str,
+        typer.Option(
+            help="digits-resnet, resnet20, torchvision:NAME, timm:NAME or module:function."
+        ),
+    ] = "digits-resnet",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, fashion-mnist, fashion-mnist:FOLDER, folder:FOLDER or module:function."
+        ),
+    ] = "digits",
+    epochs: Annotated[int, typer.Option(help="Epochs of training, and again of fine-tuning.")] = 15,
+    seed: Annotated[int, typer.Option(help="Of weights, data order and search.")] = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="State_dict of the trained network (.safetensors or .pt): no training."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from.")
+    ] = False,
+) -> None:
+    """Train a network, prune it, compensate, fine-tune, and compare all four.
+
+    Without options: a small residual network on scikit-learn's digits, in half a minute.
+    """
+    try:
+        from mdcp_fast.app.demo import run_demo
+
+        run_demo(
+            macs=macs,
+            out=out,
+            model=model,
+            data=data,
+            epochs=epochs,
+            seed=seed,
+            weights=weights,
+            device=device,
+        )
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if traceback:
+            raise
+        typer.echo(f"mdcp-fast: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+
+
+def main() -> None:
+    """What the installed command runs."""
+    sys.path.insert(0, os.getcwd())  # so that module:function finds what lies in this folder
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Calls a network: its arguments and outputs, its mode, its buffers, its MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Inputs: TypeAlias = tuple[Any, ...] | dict[str, Any]  # a network's arguments, by place or by name
+
+
+def as_inputs(op: str, example_inputs: Any) -> Inputs:
+    """A network's arguments from a tensor, a tuple of arguments, or a mapping of named arguments.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if isinstance(example_inputs, Mapping):
+        return dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs)
+    raise TypeError(
+        f"{op}: example_inputs: expected a tensor, a tuple of the model's arguments or a dict of "
+        f"named ones, got {type(example_inputs).__name__}"
+    )
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The network's output for these arguments."""
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def map_tensors(inputs: Any, change: Any) -> Any:
+    """`inputs` with `change` applied to every tensor in them."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, dict):
+        return {name: map_tensors(value, change) for name, value in inputs.items()}
+    if type(inputs) in (list, tuple):
+        return type(inputs)(map_tensors(item, change) for item in inputs)
+    return inputs
+
+
+@contextmanager
+def eval_mode(model: nn.Module, training: bool = False) -> Iterator[nn.Module]:
+    """`model` in evaluation (or training) mode; every module's own mode is put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.train(training)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
+    """Puts the values of all buffers back afterwards: some networks count their calls."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not buffer.is_inference():  # which nothing can have changed
+                    buffer.copy_(value)
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, example_inputs: Tensor | Inputs) -> int:
+    """Multiply-accumulates of one run of `model`: convolutions, linear layers and matrix products.
+
+    Args:
+        model: Any module; run in evaluation mode and put back.
+        example_inputs: A tensor, a tuple of arguments, or a dict of named ones.
+
+    Returns:
+        Half of what torch.utils.flop_counter counts (it counts a multiply-add as two).
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs = as_inputs("count_macs", example_inputs)
+    with FlopCounterMode(display=False) as counter, eval_mode(model), preserve_buffers(model):
+        call(model, inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """The tensors of a network's output: a tensor, or mappings, sequences, dataclasses of such."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [tensor for value in output.values() for tensor in tensors_in(value)]
+    if isinstance(output, (list, tuple)):
+        return [tensor for value in output for tensor in tensors_in(value)]
+    if is_dataclass(output):
+        return tensors_in([getattr(output, field.name) for field in fields(output)])
+    return []

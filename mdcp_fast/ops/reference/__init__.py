@@ -1,0 +1,1 @@
+"""What the kernels answer to: the same definitions, written plainly."""

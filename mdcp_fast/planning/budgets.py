@@ -1,0 +1,203 @@
+"""What budgets and wishes mean for the widths of a network's axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdcp_fast.ops.evaluate_population import CostModel
+from mdcp_fast.tracing.axes import Axis
+from mdcp_fast.tracing.graph import ChannelGraph
+
+COSTS = ("macs", "params")  # in the order of the cost model
+SHARES = 256  # uniform widths that are tried
+HALVINGS = 40  # of the interval in which a common factor of all widths lies
+
+
+class Grid:
+    """Candidates as indices into what each axis may be.
+
+    Args:
+        choices: For each axis int64, increasing.
+
+    Attributes:
+        start: int64 [axes], where each axis's choices begin when all lie one after the other.
+        high: int64 [axes], the largest index.
+    """
+
+    def __init__(self, choices: Sequence[Tensor]) -> None:
+        self._packed = torch.cat(list(choices))
+        counts = torch.tensor([len(one) for one in choices])
+        self.start, self.high = counts.cumsum(0) - counts, counts - 1
+
+    def widths(self, candidates: Tensor) -> Tensor:
+        """What the indices stand for: int64 [..., axes] -> int64 [..., axes]."""
+        return self._packed[self.start + candidates]
+
+
+def indices(widths: Tensor, choices: Sequence[Tensor]) -> Tensor:
+    """Which of each axis's choices the widths are: int64 [..., axes], as `widths`."""
+    return torch.stack(
+        [
+            torch.searchsorted(one, column.contiguous())
+            for one, column in zip(choices, widths.unbind(-1), strict=True)
+        ],
+        -1,
+    )
+
+
+def uniform_widths(graph: ChannelGraph, limits: Tensor, choices: Sequence[Tensor]) -> Tensor:
+    """The largest widths, all at one share of the dense ones, within the limits: [runs, axes]."""
+    shares = torch.linspace(0, 1, SHARES + 1, dtype=torch.float64)
+    wanted = shares.unsqueeze(1) * graph.widths
+    widths = Grid(choices).widths(_below(wanted, choices))  # [shares, axes]
+    fits = (graph.cost.evaluate(widths) <= limits.unsqueeze(1)).all(2)  # [runs, shares]
+    return widths[fits.long().sum(1) - 1]  # costs never fall as widths grow
+
+
+def scaled_widths(
+    shape: Tensor, cost: CostModel, limits: Tensor, choices: Sequence[Tensor]
+) -> Tensor:
+    """The largest allowed widths in given proportions that meet the limits.
+
+    Args:
+        shape: float64 [runs, candidates, axes], positive.
+        cost: Costs in the axes' widths.
+        limits: int64 [runs, costs], which the smallest choices must meet.
+        choices: For each axis the widths that may be chosen, int64, increasing.
+
+    Returns:
+        int64, as `shape`. Costs that are left go to the axes that rounding down took most from.
+    """
+    grid, limit = Grid(choices), limits.unsqueeze(1)
+
+    def meets(candidates: Tensor) -> Tensor:
+        return (cost.evaluate(grid.widths(candidates)) <= limit).all(-1)  # [runs, candidates]
+
+    highest = grid.widths(grid.high)
+    low = torch.zeros(shape.shape[:2], dtype=torch.float64)
+    high = (highest / shape).amax(2)  # where every axis is whole
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        fits = meets(_below(shape * middle.unsqueeze(2), choices))
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    wanted = shape * low.unsqueeze(2)
+    found = _below(wanted, choices)
+    share = wanted / grid.widths(found)
+    for axis in share.argsort(dim=2, descending=True, stable=True).unbind(2):
+        one_more = torch.nn.functional.one_hot(axis, len(choices))
+        wider = torch.minimum(found + one_more, grid.high)
+        found = torch.where(meets(wider).unsqueeze(2), wider, found)
+    return grid.widths(found)
+
+
+def _below(wanted: Tensor, choices: Sequence[Tensor]) -> Tensor:
+    """Indices of the largest choices up to what is wanted, or of the smallest: [..., axes]."""
+    columns = [
+        torch.searchsorted(one, column.floor().long().contiguous(), right=True) - 1
+        for one, column in zip(choices, wanted.unbind(-1), strict=True)
+    ]
+    return torch.stack(columns, -1).clamp_min(0)
+
+
+def parsed_budgets(macs: Any, params: Any) -> tuple[list[dict[str, float]], bool]:
+    """Every wanted budget as {"macs": fraction, ...}, and whether a list of them was asked for."""
+    given = {name: value for name, value in zip(COSTS, (macs, params), strict=True)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        raise ValueError("search: macs, params: expected at least one budget, got none")
+    lists = {
+        name: list(value)
+        for name, value in given.items()
+        if isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1
+    }
+    lengths = {len(value) for value in lists.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(
+            "search: macs, params: expected lists of the same length, at least 1, got "
+            f"{' and '.join(str(len(value)) for value in lists.values())}"
+        )
+    count = lengths.pop() if lengths else 1
+    columns = {name: lists.get(name, [value] * count) for name, value in given.items()}
+    budgets = [
+        {name: _fraction(name, column[i]) for name, column in columns.items()} for i in range(count)
+    ]
+    return budgets, bool(lists)
+
+
+def _fraction(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        fraction = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"search: {name}: expected a number or a list of numbers, got {type(value).__name__}"
+        ) from None
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"search: {name}: expected fractions of the dense network in (0, 1], got {fraction:g}"
+        )
+    return fraction
+
+
+def allowed_widths(
+    axes: Sequence[Axis], round_to: int, min_keep: int | float
+) -> tuple[list[Tensor], dict[str, str]]:
+    """The widths that every axis may have, and why some may not be rounded."""
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"search: round_to: expected a whole number from 1, got {round_to!r}")
+    whole = isinstance(min_keep, int) and not isinstance(min_keep, bool) and min_keep >= 1
+    if not whole and not (isinstance(min_keep, float) and 0 <= min_keep < 1):
+        raise ValueError(
+            "search: min_keep: expected a number of channels (int from 1) or a fraction of them "
+            f"(float from 0, below 1), got {min_keep!r}"
+        )
+    choices, notes = [], {}
+    for axis in axes:
+        least = min_keep if isinstance(min_keep, int) else math.ceil(min_keep * axis.channels)
+        least = min(max(least, 1), axis.channels)
+        # A channel may be several positions of a layer's output (groups, pixel shuffle).
+        positions = math.gcd(round_to, *(place.multiplicity for place in axis.producers))
+        step = round_to // positions
+        first = -(-least // step) * step
+        if first <= axis.channels:
+            widths = torch.arange(first, axis.channels + 1, step)
+        else:
+            widths = torch.tensor([axis.channels])
+            notes[axis.name] = (
+                f"left whole: no multiple of {step} from {least} to {axis.channels} channels "
+                f"for round_to={round_to}"
+            )
+        choices.append(widths)
+    return choices, notes
+
+
+def limits_of(
+    graph: ChannelGraph,
+    budgets: Sequence[dict[str, float]],
+    choices: Sequence[Tensor],
+    notes: dict[str, str],
+) -> Tensor:
+    """The most of each cost in numbers: int64 [budgets, costs]."""
+    dense = dict(zip(COSTS, (graph.macs, graph.params), strict=True))
+    least = graph.cost.evaluate(torch.stack([one[0] for one in choices])).tolist()
+    rows = []
+    for budget in budgets:
+        row = []
+        for name, smallest in zip(COSTS, least, strict=True):
+            limit = math.floor(budget.get(name, 1.0) * dense[name])
+            if limit < smallest:
+                possible = math.ceil(smallest / dense[name] * 1e4) / 1e4
+                whole = "".join(f"; {axis}: {note}" for axis, note in notes.items())
+                raise ValueError(
+                    f"search: {name}: expected at least {possible:g}, which keeps the smallest "
+                    f"widths that min_keep and round_to allow, got {budget[name]:g}{whole}"
+                )
+            row.append(max(limit, 1))
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.int64)

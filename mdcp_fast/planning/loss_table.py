@@ -1,0 +1,114 @@
+"""What every axis loses at every width: a table, by which widths are searched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mdcp_fast.ops.evaluate_population import LossTable
+from mdcp_fast.ops.kmeans import kmeans
+from mdcp_fast.planning.descriptors import Descriptors
+from mdcp_fast.planning.reconstruction import ReconstructionError, ridge_losses
+from mdcp_fast.planning.selection import Chooser, Clustered, Selection
+
+GRID = 24  # widths of an axis whose loss is computed; the others are interpolated
+
+
+def loss_table(
+    descriptors: Descriptors, choices: Sequence[Tensor], choose: Chooser | None = None
+) -> LossTable:
+    """What every axis loses at every width, from the descriptors alone.
+
+    The loss is the sum of squared distances of the channels to the nearest one that stays, as a
+    share of their sum of squared distances to the mean. It is computed at up to 24 of the widths
+    that may be chosen, interpolated between, and made to fall as the width grows.
+
+    Args:
+        descriptors: The channels as points.
+        choices: For each axis the widths that may be chosen, int64, increasing.
+        choose: Says which channels stay; by default clusters of `descriptors`, as many as stay.
+
+    Returns:
+        A loss for every width from 1 to the axis's channels; below the smallest choice it is that
+        one's.
+    """
+    grids, axis, width, selection = _on_grid(choices, choose or Clustered(descriptors))
+    job = torch.repeat_interleave(width)
+    centers = descriptors.points[descriptors.offsets[axis][job] + selection.kept]
+    points, offsets = descriptors.points, descriptors.offsets
+    # No iterations: the labels and the inertia are those of the kept channels as centres.
+    left = kmeans(points, offsets, width, problem=axis, init=centers, max_iter=0).inertia
+    total = kmeans(points, offsets, torch.ones(len(choices), dtype=torch.int64)).inertia
+    share = left / torch.where(total > 0, total, 1.0)[axis]
+    return _table(grids, share, offsets)
+
+
+def ridge_table(
+    errors: Sequence[Sequence[ReconstructionError]],
+    channels: Tensor,
+    choices: Sequence[Tensor],
+    choose: Chooser,
+) -> LossTable:
+    """What every axis loses at every width: what layers cannot predict of the channels that go.
+
+    Every layer that reads an axis counts by the share of its effect that goes (see `ridge_losses`),
+    so that layers are comparable whatever their scale. Computed as in `loss_table`.
+
+    Args:
+        errors: Of every axis, at least one each.
+        channels: int64 [axes].
+        choices: For each axis the widths that may be chosen, int64, increasing.
+        choose: Says which channels stay.
+
+    Returns:
+        A loss for every width from 1 to the axis's channels.
+    """
+    offsets = torch.cat([channels.new_zeros(1), channels.cumsum(0)])
+    grids, axis, width, selection = _on_grid(choices, choose)
+    losses = []
+    kept = selection.kept.split(width.tolist())
+    for a, own in enumerate(errors):
+        jobs = (axis == a).nonzero().flatten().tolist()
+        masks = torch.zeros(len(jobs), int(channels[a]), dtype=torch.bool)
+        for mask, j in zip(masks, jobs, strict=True):
+            mask[kept[j]] = True
+        losses.append(ridge_losses(own, masks))
+    return _table(grids, torch.cat(losses), offsets)
+
+
+def _on_grid(
+    choices: Sequence[Tensor], choose: Chooser
+) -> tuple[list[Tensor], Tensor, Tensor, Selection]:
+    """Up to `GRID` of each axis's choices; the axis and width of each job; what stays in it."""
+    grids = [
+        one[
+            torch.linspace(0, len(one) - 1, min(GRID, len(one)), dtype=torch.float64).round().long()
+        ]
+        for one in choices
+    ]
+    axis = torch.repeat_interleave(torch.tensor([len(grid) for grid in grids]))
+    width = torch.cat(grids)
+    return grids, axis, width, choose(axis, width)
+
+
+def _table(grids: Sequence[Tensor], losses: Tensor, offsets: Tensor) -> LossTable:
+    """The losses on the grids, made to fall, at every width of every axis."""
+    values = []
+    for channels, grid, own in zip(
+        offsets.diff().tolist(), grids, losses.split([len(grid) for grid in grids]), strict=True
+    ):
+        values.append(_interpolated(grid.double(), own.cummin(0).values, channels))
+    return LossTable(torch.cat(values), offsets)
+
+
+def _interpolated(grid: Tensor, losses: Tensor, channels: int) -> Tensor:
+    """Losses at the widths 1..channels from those on a grid, linear between; flat outside."""
+    widths = torch.arange(1, channels + 1, dtype=torch.float64)
+    if len(grid) == 1:
+        return losses.expand(channels).clone()
+    right = torch.searchsorted(grid, widths).clamp(1, len(grid) - 1)
+    low, high = grid[right - 1], grid[right]
+    weight = ((widths - low) / (high - low)).clamp(0, 1)
+    return losses[right - 1] * (1 - weight) + losses[right] * weight

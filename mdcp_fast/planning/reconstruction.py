@@ -1,0 +1,196 @@
+"""What the layers that read an axis would lose with its channels: two matrices for each.
+
+A layer with weights W and inputs x suffers, from an error e in its inputs, tr(S E[e e^T]): S = sum
+over taps of W^T W for the energy of the error in its outputs, or of W^T F W where F says how much
+each output matters. It is counted as a share of tr(S E[x x^T]), so that layers are comparable. If
+the channels K of an axis stay and predict the others D by ridge regression, that is
+
+    tr(S_DD (G_DD - G_DK (G_KK + lam I)^-1 G_KD)),
+
+G the second moments of x, lam a share of G's mean diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdcp_fast.planning.folded_weights import weight_gram
+from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean
+from mdcp_fast.tracing.axes import ParameterSlice
+from mdcp_fast.tracing.graph import ChannelGraph
+
+RIDGE = 1e-3  # of the mean diagonal of the Gram matrix
+TINY = torch.finfo(torch.float32).tiny
+
+
+class ReconstructionError(NamedTuple):
+    """What one layer loses with the channels of an axis that it reads, as two matrices.
+
+    Entries go channel by channel, a channel's positions side by side.
+
+    Attributes:
+        gram: float64 [groups, entries, entries], G.
+        effect: float64 [groups, entries, entries], S.
+    """
+
+    gram: Tensor
+    effect: Tensor
+
+    @property
+    def ridge(self) -> Tensor:
+        """lam, float64 [groups, 1, 1]."""
+        scale = self.gram.diagonal(dim1=1, dim2=2).mean(1)
+        return RIDGE * scale.clamp_min(TINY)[:, None, None]
+
+    @property
+    def kernel(self) -> Tensor:
+        """Inner products of what the entries add to the outputs: float64 [entries, entries].
+
+        The Hadamard product of positive semidefinite matrices is positive semidefinite.
+        """
+        return (self.gram * self.effect).sum(0)
+
+
+def errors_from_inputs(
+    graph: ChannelGraph,
+    consumers: Sequence[Consumer],
+    fisher: Mapping[str, Tensor] | None = None,
+) -> list[list[ReconstructionError]]:
+    """The errors of every axis from calibration batches.
+
+    Args:
+        graph: The traced network.
+        consumers: From `collect_grams`.
+        fisher: From `output_fisher`: how much each output matters. Without it, and for
+            layers on which no answer depends, all matter alike.
+
+    Returns:
+        For each axis, its errors, in shares of the layers' effects, times a weight of the layer
+        that is 1 on average; where no layer that reads the axis could be seen, those of
+        `errors_from_weights`.
+
+        A layer's weight grows with the square root of its whole effect on the answer. Effects
+        themselves (divergences, in nats) would leave some layers next to nothing under small
+        budgets, where errors are far too large to add up; shares alone would treat a block that
+        hardly matters as the classifier. Chosen on validation data: ResNet-20 and a VGG on
+        Fashion-MNIST.
+    """
+    seen = [_effect(graph, one, fisher or {}) for one in consumers if one.usable]
+    roots = [one.total**0.5 for one in seen if one.weighted]
+    average = sum(roots) / max(len(roots), 1)
+    known = {one.consumer.weight: one for one in seen}
+    from_weights: list[list[ReconstructionError]] | None = None
+    found = []
+    for index, axis in enumerate(graph.axes):
+        places = [place for place in axis.consumers if place.parameter in known]
+        if not places:
+            from_weights = from_weights or errors_from_weights(graph)
+            found.append(from_weights[index])
+            continue
+        own = []
+        for place in places:
+            one = known[place.parameter]
+            scale = one.total**0.5 * average if one.weighted else one.total
+            entries = _entries(one.consumer, place).to(one.gram.device)
+            gram, effect = (m[:, entries][:, :, entries] for m in (one.gram, one.effect))
+            own.append(ReconstructionError(gram, effect / max(scale, TINY)))
+        found.append(own)
+    return found
+
+
+class _Effect(NamedTuple):
+    """What a consumer's inputs do to its outputs."""
+
+    consumer: Consumer
+    gram: Tensor  # float64 [groups, channels, channels]
+    effect: Tensor  # float64 [groups, channels, channels], not yet comparable between layers
+    weighted: bool  # by how much each output matters
+
+    @property
+    def total(self) -> float:
+        return float((self.gram * self.effect).sum())
+
+
+def _effect(graph: ChannelGraph, consumer: Consumer, fisher: Mapping[str, Tensor]) -> _Effect:
+    gram, _ = consumer.moments(absorbs_mean(graph, consumer))
+    groups, channels, _ = gram.shape
+    weight = graph.model.get_parameter(consumer.weight)
+    every = torch.arange(channels)
+    columns = consumer.columns(weight, every, groups).to(gram)  # [groups, outputs, taps, channels]
+    inner = fisher.get(consumer.weight)
+    if inner is None or not bool(inner.any()):
+        return _Effect(consumer, gram, torch.einsum("gotc,gotd->gcd", columns, columns), False)
+    inner = inner.to(gram).unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
+    inner = inner.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [groups, outputs, outputs]
+    mattering = torch.einsum("gop,gptc->gotc", inner, columns)
+    effect = torch.einsum("gotc,gotd->gcd", columns, mattering)
+    return _Effect(consumer, gram, effect, True)
+
+
+def _entries(consumer: Consumer, place: ParameterSlice) -> Tensor:
+    """Where the axis's channels sit among those that the consumer's Gram matrix knows."""
+    if consumer.blocks is None:
+        return place.positions.flatten()
+    first = {int(p): c for c, p in enumerate(consumer.blocks[:, 0])}
+    return torch.tensor([first[int(p)] for p in place.positions[:, 0]])
+
+
+def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
+    """The errors of every axis from weights alone: as if its producers' inputs were white noise.
+
+    Returns:
+        For each axis, one error for each weight that reads it, in shares of that layer's energy.
+    """
+    found: list[list[ReconstructionError]] = []
+    energy: dict[str, float] = {}
+    for axis in graph.axes:
+        gram = weight_gram(graph, axis)
+        own = []
+        for place in axis.consumers:
+            weight = graph.model.get_parameter(place.parameter).detach().to("cpu", torch.float64)
+            columns = weight.movedim(place.dimension, 0).flatten(1)[place.positions].flatten(1)
+            effect = columns @ columns.T
+            total = energy.get(place.parameter, 0.0) + float((gram * effect).sum())
+            energy[place.parameter] = total
+            own.append(ReconstructionError(gram.unsqueeze(0), effect.unsqueeze(0)))
+        found.append(own)
+    return [
+        [
+            ReconstructionError(one.gram, one.effect / max(energy[place.parameter], TINY))
+            for one, place in zip(own, axis.consumers, strict=True)
+        ]
+        for own, axis in zip(found, graph.axes, strict=True)
+    ]
+
+
+def ridge_losses(errors: Sequence[ReconstructionError], kept: Tensor) -> Tensor:
+    """What the layers that read an axis cannot predict of the channels that go.
+
+    Args:
+        errors: Of the axis.
+        kept: bool [jobs, channels], at least one in each job.
+
+    Returns:
+        float64 [jobs], summed over the errors; 0 where all channels stay.
+    """
+    losses = torch.zeros(len(kept), dtype=torch.float64)
+    for error in errors:
+        gram, effect = error
+        size = gram.shape[1] // kept.shape[1]
+        for job, mask in enumerate(kept):
+            stays = mask.repeat_interleave(size).to(gram.device)
+            if bool(stays.all()):
+                continue
+            inner = gram[:, stays][:, :, stays]
+            identity = torch.eye(inner.shape[1], dtype=gram.dtype, device=gram.device)
+            factor = torch.linalg.cholesky(inner + error.ridge * identity)
+            across = gram[:, stays][:, :, ~stays]
+            across = torch.linalg.solve_triangular(factor, across, upper=False)
+            weights = effect[:, ~stays][:, :, ~stays]
+            total = (weights * gram[:, ~stays][:, :, ~stays]).sum()
+            losses[job] += float(total - ((across @ weights) * across).sum())
+    return losses.clamp_min(0)

@@ -1,0 +1,225 @@
+"""Which channels stay when an axis keeps so many of them.
+
+Everything works on jobs: job j asks for `width[j]` channels of axis `axis[j]`. All jobs of all axes
+are one batch for the kernels. Whatever answers jobs is a `Chooser`: by clusters, or by a nested
+order of every axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mdcp_fast.ops.crowding_distance import crowding_distance
+from mdcp_fast.ops.evaluate_population import LossTable
+from mdcp_fast.ops.kmeans import kmeans
+from mdcp_fast.planning.descriptors import Descriptors
+from mdcp_fast.planning.elimination import elimination_order
+from mdcp_fast.planning.reconstruction import ReconstructionError
+
+RULES = ("crowding", "medoid", "random")  # inside a cluster
+
+
+class Selection(NamedTuple):
+    """What stays in each job.
+
+    Attributes:
+        kept: int64 [sum of widths], channels of the job's axis, increasing within a job.
+        clusters: int64 [sum of channels], the cluster of every channel of the job's axis; None
+            where there are no clusters.
+        widths: int64 [jobs], how many `kept` holds for each job.
+        channels: int64 [jobs], how many `clusters` holds for each job.
+    """
+
+    kept: Tensor
+    clusters: Tensor | None
+    widths: Tensor
+    channels: Tensor
+
+
+class Chooser(Protocol):
+    """Answers jobs: which channels stay. The answer to a job does not depend on the others."""
+
+    def __call__(self, axis: Tensor, width: Tensor) -> Selection:
+        """The channels that stay.
+
+        Args:
+            axis: int64 [jobs].
+            width: int64 [jobs], from 1 to the axis's channels.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """Chooses by clusters of descriptors: see `select`, whose arguments these are."""
+
+    descriptors: Descriptors
+    channels_per_cluster: float = 1.0
+    rule: str = "crowding"
+    init: str = "ward"
+    seed: int = 0
+
+    def __call__(self, axis: Tensor, width: Tensor) -> Selection:
+        return select(
+            self.descriptors,
+            axis,
+            width,
+            channels_per_cluster=self.channels_per_cluster,
+            rule=self.rule,
+            init=self.init,
+            seed=self.seed,
+        )
+
+
+class Nested:
+    """Chooses by one order of every axis, the first `width` of which stay.
+
+    Args:
+        errors: Of every axis, at least one each (see `elimination_order`).
+        channels: int64 [axes].
+
+    Attributes:
+        orders: For each axis, int64 [channels].
+        losses: For each axis, float64 [channels], the loss at every width from 1.
+    """
+
+    def __init__(self, errors: Sequence[Sequence[ReconstructionError]], channels: Tensor) -> None:
+        self.orders: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        for own, count in zip(errors, channels.tolist(), strict=True):
+            order, losses = elimination_order(own, count)
+            self.orders.append(order)
+            self.losses.append(losses)
+
+    def __call__(self, axis: Tensor, width: Tensor) -> Selection:
+        channels = torch.tensor([len(order) for order in self.orders])
+        _check_widths(width, channels[axis])
+        kept = [
+            self.orders[a][:w].sort().values
+            for a, w in zip(axis.tolist(), width.tolist(), strict=True)
+        ]
+        return Selection(torch.cat(kept), None, width, channels[axis])
+
+    def table(self) -> LossTable:
+        """The losses at every width, from the errors that the orders were made from."""
+        sizes = torch.tensor([0] + [len(one) for one in self.losses])
+        return LossTable(torch.cat(self.losses), sizes.cumsum(0))
+
+
+def select(
+    descriptors: Descriptors,
+    axis: Tensor,
+    width: Tensor,
+    *,
+    channels_per_cluster: float = 1.0,
+    clusters: Tensor | None = None,
+    rule: str = "crowding",
+    init: str = "ward",
+    seed: int = 0,
+) -> Selection:
+    """Clusters each job's channels and keeps some of every cluster.
+
+    Every cluster keeps one channel; what is left of the width goes to the clusters by largest
+    remainder of their further channels. Inside a cluster stay, by `rule`, those with the largest
+    crowding distance, those nearest to its centre, or random ones; among equals the largest norm,
+    then the smallest index.
+
+    Args:
+        descriptors: The channels as points.
+        axis: int64 [jobs].
+        width: int64 [jobs], from 1 to the axis's channels.
+        channels_per_cluster: Channels kept in a cluster on average, at least 1; there are
+            ceil(width / channels_per_cluster) clusters.
+        clusters: int64 [jobs], how many there are, from 1 to the width, instead.
+        rule: "crowding", "medoid" or "random".
+        init: Of `kmeans`: "ward" or "k-means++".
+        seed: Of the random numbers of "k-means++" and of "random".
+
+    Returns:
+        The channels that stay, and the clusters.
+
+    Raises:
+        ValueError: A width outside its axis, `channels_per_cluster` below 1, an unknown rule,
+            points that are not finite.
+    """
+    if not channels_per_cluster >= 1:
+        raise ValueError(
+            f"select: channels_per_cluster: expected at least 1, got {channels_per_cluster}"
+        )
+    if rule not in RULES:
+        raise ValueError(f"select: rule: expected one of {', '.join(RULES)}, got {rule!r}")
+    channels = descriptors.offsets.diff()[axis]  # [jobs]
+    _check_widths(width, channels)
+    if clusters is None:
+        clusters = (width.double() / channels_per_cluster).ceil().long().clamp_min(1)
+    k, points = clusters, descriptors.points
+    found = kmeans(points, descriptors.offsets, k, problem=axis, init=init, seed=seed)
+
+    job = torch.repeat_interleave(channels)  # [M]: the job of each entry, M = sum of channels
+    entry = torch.arange(len(job)) - (channels.cumsum(0) - channels)[job]  # its channel
+    point = descriptors.offsets[axis][job] + entry  # its row in the descriptors
+    segment = (k.cumsum(0) - k)[job] + found.labels  # its cluster, counted over all jobs
+    sizes = torch.bincount(segment, minlength=int(k.sum()))
+    bounds = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    if rule == "crowding":
+        by_segment = segment.argsort(stable=True)
+        worth = torch.empty(len(job), dtype=torch.float32)
+        worth[by_segment] = crowding_distance(points[point[by_segment]], bounds)
+    elif rule == "medoid":
+        worth = -(points[point].double() - found.centers[segment].double()).square().sum(1)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        worth = torch.rand(len(points), generator=generator)[point]
+
+    # Stable sorts from the least to the most significant key leave ties in index order.
+    order = descriptors.norms[point].argsort(descending=True, stable=True)
+    order = order[worth[order].argsort(descending=True, stable=True)]
+    order = order[segment[order].argsort(stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - bounds[segment[order]]
+    stays = rank < _quotas(sizes, torch.repeat_interleave(k), width, channels)[segment]
+    return Selection(entry[stays], found.labels, width, channels)
+
+
+def _check_widths(width: Tensor, channels: Tensor) -> None:
+    outside = ((width < 1) | (width > channels)).nonzero()
+    if len(outside):
+        j = int(outside[0])
+        raise ValueError(f"select: width[{j}]: expected 1 to {channels[j]}, got {width[j]}")
+
+
+def _quotas(sizes: Tensor, job: Tensor, width: Tensor, channels: Tensor) -> Tensor:
+    """How many channels each cluster keeps.
+
+    Shares are proportional to what a cluster has beyond its first channel, so that none gets more
+    than it has. Clusters may be empty where fewer points differ than there are clusters.
+
+    Args:
+        sizes: int64 [clusters of all jobs].
+        job: int64 [clusters of all jobs], the job of each.
+        width: int64 [jobs].
+        channels: int64 [jobs].
+
+    Returns:
+        int64 [clusters of all jobs], summing to `width` over each job.
+    """
+    first = sizes.clamp_max(1)
+    filled = torch.zeros_like(width).index_add_(0, job, first)
+    spare = width - filled  # may be shared out; at most channels - filled
+    beyond = (channels - filled).clamp_min(1)[job]
+    numerator = spare[job] * (sizes - first)
+    quota = first + numerator // beyond
+    missing = width - torch.zeros_like(width).index_add_(0, job, quota)
+    order = (numerator % beyond).argsort(descending=True, stable=True)
+    order = order[job[order].argsort(stable=True)]
+    start = torch.bincount(job, minlength=len(width)).cumsum(0) - torch.bincount(
+        job, minlength=len(width)
+    )
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - start[job[order]]
+    return quota + (rank < missing[job])

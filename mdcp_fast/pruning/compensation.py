@@ -1,0 +1,140 @@
+"""Recovers accuracy without labels, layer by layer: ridge compensation.
+
+Every layer is looked at as in the dense network, as if nothing had changed before it; `refit` takes
+account of that.
+
+Ridge compensation: on calibration batches the dense network's inputs x of a layer that lost input
+channels give their Gram matrix G. The lost channels D are predicted from the kept ones K by ridge
+regression, x_D = B x_K with B = G_DK (G_KK + lam I)^-1, and the layer's weight takes that over:
+W_K + W_D B. Where the layer has a bias or a BatchNorm right behind it, the regression is centred
+and the mean goes there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdcp_fast.modules.calls import Inputs
+from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
+from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean, collect_grams
+from mdcp_fast.tracing.graph import ChannelGraph
+
+RIDGE = 1e-3  # of the mean diagonal of the Gram matrix of the kept channels
+
+
+def _absorbed(
+    consumer: Consumer, kept: Tensor, weight: Tensor, centred: bool
+) -> tuple[Tensor, Tensor]:
+    """The compensated weight, and what the layer's output then lacks on average.
+
+    Args:
+        consumer: What its layer reads.
+        kept: int64, positions that stay along its input dimension.
+        weight: The dense weight of the outputs that stay.
+        centred: Whether that mean can be added behind the layer.
+
+    Returns:
+        `weight` with only the kept input positions; float64 [outputs].
+    """
+    gram, mean = consumer.moments(centred)
+    groups, channels, _ = gram.shape
+    kept = consumer.channels(kept).to(gram.device)
+    gone = torch.ones(channels, dtype=torch.bool, device=gram.device)
+    gone[kept] = False
+    lost = gone.nonzero().flatten()
+    predict = _ridge(gram, kept, lost)  # [groups, lost, kept]
+
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    from_lost = consumer.columns(weight, lost, groups).to(dtype)
+    adapted = consumer.columns(weight, kept, groups).to(dtype)
+    adapted = adapted + from_lost @ predict.to(dtype).unsqueeze(1)
+    residual = mean[:, lost] - (predict @ mean[:, kept].unsqueeze(2)).squeeze(2)
+    shift = torch.einsum("gol,gl->go", from_lost.sum(2).double(), residual).flatten()
+    module: Any = consumer.modules[0]
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        shift /= math.prod(module.stride)  # an output sees one in so many taps
+
+    adapted = adapted.flatten(0, 1)  # [outputs, taps, kept channels]
+    if consumer.blocks is not None:
+        order = consumer.blocks[kept.cpu()].T.flatten().argsort()
+        return adapted.flatten(1).index_select(1, order.to(adapted.device)), shift
+    others = [size for d, size in enumerate(weight.shape) if d != consumer.dimension]
+    return adapted.reshape(*others, len(kept)).movedim(-1, consumer.dimension), shift
+
+
+def _ridge(gram: Tensor, kept: Tensor, lost: Tensor) -> Tensor:
+    """Coefficients that predict lost channels from kept ones: [groups, lost, kept]."""
+    inner = gram[:, kept][:, :, kept]
+    scale = inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
+    identity = torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky(inner + RIDGE * scale[:, None, None] * identity)
+    return torch.cholesky_solve(gram[:, kept][:, :, lost], factor).transpose(1, 2)
+
+
+def lost_inputs(graph: ChannelGraph, positions: Positions) -> set[str]:
+    """Names of the weights whose layers lost input channels."""
+    return {
+        place.parameter
+        for axis in graph.axes
+        for place in axis.consumers
+        if place.dimension in positions.get(place.parameter, {})
+    }
+
+
+@torch.no_grad()
+def compensate(
+    graph: ChannelGraph,
+    small: nn.Module,
+    positions: Positions,
+    batches: list[Inputs],
+    weights: Collection[str] | None = None,
+) -> tuple[str, ...]:
+    """Lets every layer that lost input channels absorb what they carried, in place in `small`.
+
+    Args:
+        graph: The traced dense network.
+        small: The pruned network, with the dense network's remaining weights.
+        positions: Kept positions by parameter and dimension.
+        batches: Calibration batches (see `calibration_batches`).
+        weights: Names of the weights that are meant, of those that lost inputs; by default all.
+
+    Returns:
+        Names of the weights that lost inputs and could not be compensated (layers that are not
+        called as modules, or too wide for a Gram matrix).
+    """
+    wanted = lost_inputs(graph, positions)
+    if weights is not None:
+        wanted &= set(weights)
+    consumers, skipped = collect_grams(graph, batches, wanted)
+    for consumer in consumers:
+        if consumer.usable:
+            _absorb(graph, small, positions, consumer)
+        else:
+            skipped.append(consumer.weight)
+    return tuple(skipped)
+
+
+def _absorb(
+    graph: ChannelGraph, small: nn.Module, positions: Positions, consumer: Consumer
+) -> None:
+    path = consumer.weight.rpartition(".")[0]
+    layer: Any = small.get_submodule(path)
+    running_mean = graph.normalized_by.get(consumer.weight)
+    centred = absorbs_mean(graph, consumer)
+    outputs = dict(positions[consumer.weight])
+    kept = outputs.pop(consumer.dimension)
+    dense = kept_tensor(graph.model.get_parameter(consumer.weight), outputs)
+    weight, shift = _absorbed(consumer, kept, dense, centred)
+    layer.weight.copy_(weight)
+    if not centred:
+        return
+    if layer.bias is not None:
+        layer.bias.add_(shift.to(layer.bias.dtype))
+    else:  # the BatchNorm behind subtracts its running mean: lowering it adds the shift
+        statistic = tensor_of(small, str(running_mean))
+        statistic.sub_(shift.to(statistic.dtype))

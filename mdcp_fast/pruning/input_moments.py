@@ -1,0 +1,203 @@
+"""Second moments of what layers read: one pass of the dense network over calibration batches.
+
+For every weight that reads an axis's channels: the Gram matrix of its layer's inputs, their mean
+and their number. From these follow how well kept channels predict dropped ones, which describes
+channels, scores widths and compensates what was dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
+from mdcp_fast.modules.hooks import forward_hooks
+from mdcp_fast.tracing.axes import ParameterSlice
+from mdcp_fast.tracing.graph import ChannelGraph
+
+LARGEST_GRAM = 8192  # input channels; beyond that a float64 Gram matrix takes over half a gigabyte
+ROWS = 1 << 22  # numbers of an input that are copied at once: 16 MB in float32
+
+
+@dataclass
+class Consumer:
+    """A weight that reads channels of axes, and the running sums over its layer's dense inputs.
+
+    Inputs are seen as [samples, groups, channels]: `channels` is what one group reads, and where a
+    flattened input holds each channel at several positions, these count as samples.
+
+    Attributes:
+        weight: Name of the parameter.
+        modules: The layers that use it.
+        dimension: Of the weight: where input channels sit.
+        blocks: int64 [channels, multiplicity], the positions of each channel of a flattened input;
+            None where a channel is one position.
+        pivot: float32 or float64 [groups, 1, channels], near the mean, so that sums stay small.
+        gram: float64 [groups, channels, channels], summed products of inputs less the pivot.
+        total: float64 [groups, channels], summed inputs less the pivot.
+        samples: How many were summed.
+    """
+
+    weight: str
+    modules: list[nn.Module]
+    dimension: int
+    blocks: Tensor | None
+    pivot: Tensor | None = None
+    gram: Tensor | None = None
+    total: Tensor | None = None
+    samples: int = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether inputs were seen, and all of them finite."""
+        return self.gram is not None and bool(torch.isfinite(self.gram).all())
+
+    @torch.no_grad()
+    def see(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """A forward pre-hook: adds a batch of the layer's inputs to the sums."""
+        x = arguments[0] if arguments else named["input"]
+        if isinstance(module, nn.modules.conv._ConvNd):
+            if x.dim() == module.weight.dim() - 1:  # without a batch dimension
+                x = x.unsqueeze(0)
+            x = x.movedim(1, -1)
+        rows = x.reshape(-1, x.shape[-1])  # [samples, channels of all groups]
+        for part in rows.split(max(1, ROWS // rows.shape[1])):
+            self._add(part, 1 if self.blocks is not None else getattr(module, "groups", 1))
+
+    def _add(self, rows: Tensor, groups: int) -> None:
+        if self.blocks is not None:
+            rows = rows[:, self.blocks.T.to(rows.device)].flatten(0, 1)  # multiplicity as samples
+        grouped = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        grouped = grouped.unflatten(1, (groups, -1)).transpose(0, 1)  # [groups, samples, channels]
+        if self.pivot is None:
+            self.pivot = grouped.mean(1, keepdim=True)
+        grouped = grouped - self.pivot
+        gram, total = (grouped.transpose(1, 2) @ grouped).double(), grouped.double().sum(1)
+        self.gram = gram if self.gram is None else self.gram + gram
+        self.total = total if self.total is None else self.total + total
+        self.samples += grouped.shape[1]
+
+    def moments(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """The Gram matrix per sample, about the mean or about zero, and the mean.
+
+        Returns:
+            float64 [groups, channels, channels] and [groups, channels].
+        """
+        assert self.pivot is not None and self.gram is not None and self.total is not None
+        gram, offset = self.gram / self.samples, self.total / self.samples
+        mean = self.pivot.squeeze(1).double() + offset
+        gram = gram - offset.unsqueeze(2) * offset.unsqueeze(1)
+        return gram if centred else gram + mean.unsqueeze(2) * mean.unsqueeze(1), mean
+
+    def channels(self, positions: Tensor) -> Tensor:
+        """The channels of a group that sit at these positions along the weight's dimension.
+
+        Args:
+            positions: int64 [n], all of those of each channel.
+
+        Returns:
+            int64, increasing.
+        """
+        if self.blocks is None:
+            return positions.sort().values
+        return torch.isin(self.blocks[:, 0], positions).nonzero().flatten()
+
+    def columns(self, weight: Tensor, channels: Tensor, groups: int) -> Tensor:
+        """The weights that read these channels.
+
+        Args:
+            weight: Of this consumer's layer, possibly with fewer outputs.
+            channels: int64 [n].
+            groups: Of the layer.
+
+        Returns:
+            [groups, outputs of a group, taps, n]; positions of a flattened input count as taps.
+        """
+        chosen = channels
+        if self.blocks is not None:
+            chosen = self.blocks[channels.cpu()].T.flatten().to(weight.device)
+        part = weight.detach().index_select(self.dimension, chosen.to(weight.device))
+        part = part.movedim(self.dimension, -1)
+        return part.reshape(groups, part.shape[0] // groups, -1, len(channels))
+
+
+def absorbs_mean(graph: ChannelGraph, consumer: Consumer) -> bool:
+    """Whether what dropped channels add on average can go to a bias or a BatchNorm right behind.
+
+    With several layers on one weight there is no one place for it.
+    """
+    biased = getattr(consumer.modules[0], "bias", None) is not None
+    return len(consumer.modules) == 1 and (biased or consumer.weight in graph.normalized_by)
+
+
+@torch.no_grad()
+def collect_grams(
+    graph: ChannelGraph, batches: Iterable[Inputs], weights: Collection[str] | None = None
+) -> tuple[list[Consumer], list[str]]:
+    """Runs the dense network on calibration batches and sums up what its layers read.
+
+    Nothing is kept but sums: memory grows by one float64 matrix a consumer.
+
+    Args:
+        graph: The traced network; not changed.
+        batches: The model's arguments (see `calibration_batches`).
+        weights: Names of the weights that are wanted; by default all that read an axis.
+
+    Returns:
+        The consumers, in the order of the graph's axes, and the names of the weights that are left
+        out: of layers that are not called as modules, or too wide for a Gram matrix.
+    """
+    consumers, skipped = _consumers(graph, weights)
+    hooks = [(module, consumer.see) for consumer in consumers for module in consumer.modules]
+    model = graph.model
+    with forward_hooks(hooks, before=True), eval_mode(model), preserve_buffers(model):
+        for batch in batches:
+            call(model, batch)
+    return consumers, skipped
+
+
+def _consumers(
+    graph: ChannelGraph, weights: Collection[str] | None
+) -> tuple[list[Consumer], list[str]]:
+    places: dict[tuple[str, int], list[ParameterSlice]] = {}
+    for axis in graph.axes:
+        for place in axis.consumers:
+            places.setdefault((place.parameter, place.dimension), []).append(place)
+    consumers, skipped = [], []
+    for (name, dimension), members in places.items():
+        if weights is not None and name not in weights:
+            continue
+        weight = graph.model.get_parameter(name)
+        modules = [m for m in graph.model.modules() if getattr(m, "weight", None) is weight]
+        linear = all(isinstance(module, nn.Linear) for module in modules)
+        blocks = _blocks(members, weight.shape[dimension]) if linear else None
+        width = weight.shape[dimension] if blocks is None else len(blocks)
+        if not modules or width > LARGEST_GRAM or not all(_is_layer(m) for m in modules):
+            skipped.append(name)
+        else:
+            consumers.append(Consumer(name, modules, dimension, blocks))
+    return consumers, skipped
+
+
+def _is_layer(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return module.groups == 1
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+
+
+def _blocks(members: list[ParameterSlice], size: int) -> Tensor | None:
+    """Positions of each channel of a flattened input, [channels, multiplicity], in order.
+
+    None where the input is not flattened, or its channels do not all have as many positions.
+    """
+    multiplicity = members[0].multiplicity
+    if multiplicity == 1 or any(place.multiplicity != multiplicity for place in members):
+        return None
+    blocks = torch.cat([place.positions for place in members])
+    if blocks.numel() != size:
+        return None
+    return blocks[blocks[:, 0].argsort()]

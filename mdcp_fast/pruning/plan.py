@@ -1,0 +1,319 @@
+"""PruningPlan: which channels stay, and why."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdcp_fast.modules.removal import kept_tensor
+from mdcp_fast.tracing.axes import Axis, FixedAxis
+from mdcp_fast.tracing.graph import ChannelGraph, left_whole
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class AxisPlan:
+    """What happens to one axis.
+
+    Attributes:
+        name: The axis's name in the graph.
+        channels: Its dense width.
+        kept: Indices of the channels that stay, increasing.
+        clusters: Cluster of every channel, or None where the channels were not clustered.
+        reason: Why the axis was left whole, or why a wish (`round_to`) could not be met; None
+            otherwise.
+    """
+
+    name: str
+    channels: int
+    kept: tuple[int, ...]
+    clusters: tuple[int, ...] | None = None
+    reason: str | None = None
+
+    @property
+    def width(self) -> int:
+        return len(self.kept)
+
+
+@dataclass(frozen=True, eq=False)
+class PruningPlan:
+    """What to keep of a network. Made by `search` or `PruningPlan.build`, carried out by `prune`.
+
+    Attributes:
+        axes: One entry for each axis of the graph.
+        fixed: What may not be pruned, with reasons.
+        positions: Kept positions, int64, by parameter (or buffer) and dimension; only those that
+            lose something.
+        macs, params: Of the pruned network.
+        dense_macs, dense_params: Of the dense network.
+        budget: The fractions asked for, e.g. {"macs": 0.45}.
+        settings: How the plan was found (descriptor, seed, ...); plain JSON values.
+        history: Best fitness after each generation of the search.
+    """
+
+    axes: tuple[AxisPlan, ...]
+    fixed: tuple[FixedAxis, ...]
+    positions: dict[str, dict[int, Tensor]]
+    macs: int
+    params: int
+    dense_macs: int
+    dense_params: int
+    budget: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    history: tuple[float, ...] = ()
+
+    @classmethod
+    def build(
+        cls,
+        graph: ChannelGraph,
+        kept: Sequence[Tensor | Sequence[int]],
+        *,
+        clusters: Sequence[Tensor | Sequence[int] | None] | None = None,
+        budget: Mapping[str, float] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        history: Sequence[float] = (),
+        notes: Mapping[str, str] | None = None,
+    ) -> PruningPlan:
+        """Makes a plan from the channels to keep of each axis.
+
+        Args:
+            graph: The traced network.
+            kept: For each of `graph.axes`, the channels that stay (at least one, no repeats, in any
+                order).
+            clusters: For each axis, the cluster of every channel, or None.
+            budget, settings, history: See the attributes.
+            notes: Reasons by axis name.
+
+        Raises:
+            ValueError: `kept` does not fit the axes.
+        """
+        if len(kept) != len(graph.axes):
+            raise ValueError(
+                f"PruningPlan: kept: expected {len(graph.axes)} entries, one for each axis, got "
+                f"{len(kept)}"
+            )
+        notes = notes or {}
+        plans = []
+        for index, (axis, channels) in enumerate(zip(graph.axes, kept, strict=True)):
+            chosen = _checked(axis, channels)
+            labels = clusters[index] if clusters is not None else None
+            named = None if labels is None else tuple(int(c) for c in labels)
+            plans.append(AxisPlan(axis.name, axis.channels, chosen, named, notes.get(axis.name)))
+        widths = torch.tensor([plan.width for plan in plans], dtype=torch.int64)
+        macs, params = graph.cost.evaluate(widths).tolist()
+        return cls(
+            axes=tuple(plans),
+            fixed=graph.fixed,
+            positions=graph.positions([plan.kept for plan in plans]),
+            macs=macs,
+            params=params,
+            dense_macs=graph.macs,
+            dense_params=graph.params,
+            budget=dict(budget or {}),
+            settings=dict(settings or {}),
+            history=tuple(float(h) for h in history),
+        )
+
+    def kept(self, parameter: str, dimension: int) -> Tensor | None:
+        """Old positions that stay along a parameter's dimension, in their new order; None for all.
+
+        Args:
+            parameter: Fully qualified name of a parameter or buffer.
+            dimension: Its dimension.
+        """
+        found = self.positions.get(parameter, {}).get(dimension)
+        return None if found is None else found.clone()
+
+    def apply_to_optimizer(
+        self, optimizer: torch.optim.Optimizer, dense: nn.Module, small: nn.Module
+    ) -> torch.optim.Optimizer:
+        """An optimizer for the pruned network that goes on where the dense network's one was.
+
+        State tensors of a parameter's shape (momentum, Adam's averages), or with size 1 in its
+        place (Adafactor's), lose the positions the parameter lost.
+
+        Args:
+            optimizer: The dense network's optimizer; not changed.
+            dense: The network that `optimizer` trains.
+            small: What `prune` returned for this plan.
+
+        Returns:
+            An optimizer of the same class with the same parameter groups and options.
+
+        Raises:
+            ValueError: `optimizer` trains a parameter that is not in `dense` or keeps a state of
+                another shape, or `small` does not follow this plan.
+        """
+        names = {id(parameter): name for name, parameter in dense.named_parameters()}
+        twins = dict(small.named_parameters())
+        groups: list[dict[str, Any]] = []
+        states: dict[Tensor, dict[str, Any]] = {}
+        for group in optimizer.param_groups:
+            members: list[Any] = []
+            for parameter in group["params"]:
+                name = names.get(id(parameter))
+                if name is None or name not in twins:
+                    raise ValueError(
+                        "apply_to_optimizer: optimizer: expected one that trains parameters of "
+                        "`dense` and of `small`, got a foreign parameter"
+                    )
+                twin = self._twin(name, parameter, twins[name])
+                members.append((name, twin) if "param_names" in group else twin)
+                states[twin] = {
+                    key: self._followed(name, key, parameter, value)
+                    for key, value in optimizer.state.get(parameter, {}).items()
+                }
+            options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            groups.append({**options, "params": members})
+        accepted = inspect.signature(type(optimizer).__init__).parameters
+        defaults = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+        follower = type(optimizer)(groups, **defaults)
+        for twin, state in states.items():
+            if state:
+                follower.state[twin] = state
+        return follower
+
+    def _twin(self, name: str, parameter: Tensor, twin: Tensor) -> Tensor:
+        dimensions = self.positions.get(name, {})
+        expected = [
+            len(dimensions[d]) if d in dimensions else size
+            for d, size in enumerate(parameter.shape)
+        ]
+        if list(twin.shape) != expected:
+            raise ValueError(
+                f"apply_to_optimizer: small: expected {name} of shape {expected} by this plan, got "
+                f"{list(twin.shape)}"
+            )
+        return twin
+
+    def _followed(self, name: str, key: str, parameter: Tensor, value: Any) -> Any:
+        """One entry of a parameter's optimizer state, without the positions that went."""
+        if not isinstance(value, Tensor):
+            return copy.deepcopy(value)
+        dimensions = self.positions.get(name, {})
+        if value.numel() == 1 or not dimensions:
+            return value.clone()
+        fits = value.dim() == parameter.dim() and all(
+            size in (1, full) for size, full in zip(value.shape, parameter.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"apply_to_optimizer: optimizer: expected {key} of {name} to have its shape "
+                f"{list(parameter.shape)}, got {list(value.shape)}"
+            )
+        held = {d: kept for d, kept in dimensions.items() if value.shape[d] == parameter.shape[d]}
+        return kept_tensor(value, held)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` reads it back."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "macs": self.macs,
+                "params": self.params,
+                "dense_macs": self.dense_macs,
+                "dense_params": self.dense_params,
+                "budget": self.budget,
+                "settings": self.settings,
+                "history": list(self.history),
+                "axes": [
+                    {
+                        "name": axis.name,
+                        "channels": axis.channels,
+                        "kept": list(axis.kept),
+                        "clusters": None if axis.clusters is None else list(axis.clusters),
+                        "reason": axis.reason,
+                    }
+                    for axis in self.axes
+                ],
+                "fixed": [
+                    {"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.fixed
+                ],
+                "positions": {
+                    name: {str(d): kept.tolist() for d, kept in dims.items()}
+                    for name, dims in self.positions.items()
+                },
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: The text is not such a plan.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {FORMAT}, got {data['format']!r}")
+            return cls(
+                axes=tuple(
+                    AxisPlan(
+                        name=str(axis["name"]),
+                        channels=int(axis["channels"]),
+                        kept=tuple(int(c) for c in axis["kept"]),
+                        clusters=axis["clusters"] and tuple(int(c) for c in axis["clusters"]),
+                        reason=axis["reason"],
+                    )
+                    for axis in data["axes"]
+                ),
+                fixed=tuple(
+                    FixedAxis(str(one["name"]), int(one["channels"]), str(one["reason"]))
+                    for one in data["fixed"]
+                ),
+                positions={
+                    name: {
+                        int(d): torch.tensor([int(p) for p in kept], dtype=torch.int64)
+                        for d, kept in dimensions.items()
+                    }
+                    for name, dimensions in data["positions"].items()
+                },
+                **{key: int(data[key]) for key in ("macs", "params", "dense_macs", "dense_params")},
+                budget=dict(data["budget"]),
+                settings=dict(data["settings"]),
+                history=tuple(float(fitness) for fitness in data["history"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                "PruningPlan.from_json: text: expected a plan written by to_json, got "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PruningPlan) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __str__(self) -> str:
+        macs, params = self.macs / max(self.dense_macs, 1), self.params / max(self.dense_params, 1)
+        lines = [
+            f"PruningPlan: {self.macs:,} of {self.dense_macs:,} MACs ({macs:.1%}), "
+            f"{self.params:,} of {self.dense_params:,} parameters ({params:.1%})"
+        ]
+        wide = max((len(axis.name) for axis in self.axes), default=0)
+        for axis in self.axes:
+            note = f"  ({axis.reason})" if axis.reason else ""
+            lines.append(f"  {axis.name:<{wide}}  {axis.channels:>5} -> {axis.width:<5}{note}")
+        return "\n".join(lines + left_whole(self.fixed))
+
+
+def _checked(axis: Axis, channels: Tensor | Sequence[int]) -> tuple[int, ...]:
+    chosen = sorted(int(c) for c in channels)
+    distinct = len(set(chosen)) == len(chosen)
+    if not chosen or not distinct or chosen[0] < 0 or chosen[-1] >= axis.channels:
+        some = f"{chosen[:8]}{'...' if len(chosen) > 8 else ''}"
+        raise ValueError(
+            f"PruningPlan: kept: expected 1 to {axis.channels} different channels of {axis.name}, "
+            f"from 0 to {axis.channels - 1}, got {some}"
+        )
+    return tuple(chosen)

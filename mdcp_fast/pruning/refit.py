@@ -1,0 +1,340 @@
+"""Fits the pruned network's layers anew, one after another, each to what the dense one put out.
+
+Compensation as `compensate` does it looks at the dense network alone. Here the pruned network runs,
+once, on all calibration samples together. Just before a layer runs, its weight W is chosen so that
+it gives from the inputs y that the layer now gets, pruned and already fitted upstream, what the
+dense layer gave:
+
+    argmin over W of  mean ||t - W p(y)||^2 + lam ||W - W_0||^2
+
+t are the dense layer's outputs, p(y) the patches that they see (all taps, and the zeros of the
+padding), W_0 the weight as it was. The ridge lam falls as the outputs grow in number (see `RIDGE`).
+Where the layer has a bias or a BatchNorm right behind it, t and p are centred and the mean goes
+there. A BatchNorm takes the statistics of its input before it runs, so that what follows it is
+fitted to its final output.
+
+The same idea as He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
+section 3.1, with all of a layer's inputs as regressors, every kind of layer, and a ridge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, preserve_buffers
+from mdcp_fast.modules.hooks import forward_hooks
+from mdcp_fast.modules.im2col import (
+    as_matrix,
+    as_weight,
+    is_its_matrix,
+    is_matrix,
+    output_rows,
+    output_shape,
+    patches,
+)
+from mdcp_fast.modules.memory import peak_memory
+from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
+from mdcp_fast.pruning.batch_norm import set_statistics
+from mdcp_fast.pruning.calibration import joined_batches
+from mdcp_fast.pruning.compensation import compensate, lost_inputs
+from mdcp_fast.tracing.graph import ChannelGraph
+
+# The ridge, as a share of the mean square of the entries of a patch: RIDGE for as many outputs as a
+# patch has entries, falling with the number of outputs, within bounds.
+RIDGE, LEAST_RIDGE, MOST_RIDGE = 0.03, 1e-4, 0.1
+AMPLE = 2  # outputs for each entry of a patch
+SAME = 1e-9  # share of the outputs' energy that is rounding: such a layer is left as it is
+ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
+PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
+TARGET_NUMBERS = 1 << 28  # numbers in the targets of all layers together: 1 GB in float32
+MEMORY = 4 << 30  # bytes of activations: so many samples run together
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What the dense layer put out.
+
+    Attributes:
+        rows: int64 [R], where, as indices into the flattened `shape`.
+        shape: The layer's `output_shape`.
+        values: [R, outputs], of the outputs that stay.
+        ample: Whether these are enough to fit the layer from any start. With a single tap every
+            start gives much the same.
+    """
+
+    rows: Tensor
+    shape: tuple[int, ...]
+    values: Tensor
+    ample: bool
+
+
+class Refit(NamedTuple):
+    """What `refit` did not do, and did.
+
+    Attributes:
+        skipped: Weights that lost inputs and could not be compensated at all.
+        alone: Weights that lost inputs and were compensated by `compensate` alone.
+        norms: Names of the BatchNorms that got new statistics.
+    """
+
+    skipped: set[str]
+    alone: set[str]
+    norms: set[str]
+
+
+@torch.no_grad()
+def refit(
+    graph: ChannelGraph,
+    small: nn.Module,
+    positions: Positions,
+    batches: list[Inputs],
+    *,
+    recalibrate: bool = True,
+) -> Refit:
+    """Fits every layer whose inputs changed to the dense layer's outputs, in place in `small`.
+
+    Layers that are called several times, whose weight serves several, or that do not compute what
+    their class says are compensated by `compensate` alone if they lost inputs, and left as they are
+    if not. So are layers with too few samples, before they are fitted.
+
+    Args:
+        graph: The traced dense network; not changed.
+        small: The pruned network, with the dense network's remaining weights.
+        positions: Kept positions by parameter and dimension.
+        batches: Calibration batches (see `calibration_batches`). They run as one, of as many
+            samples as fit into `MEMORY`.
+        recalibrate: Whether BatchNorm takes the statistics of its new inputs.
+
+    Raises:
+        ValueError: A BatchNorm gets a single value per channel.
+    """
+    inputs = joined_batches(batches, _samples(graph.model, batches[0]))
+    targets, norms = ({}, set()) if inputs is None else _dense_pass(graph, small, positions, inputs)
+    lost = lost_inputs(graph, positions)
+    ample = {f"{path}.weight" for path, target in targets.items() if target.ample}
+    start = lost - ample
+    skipped = set(compensate(graph, small, positions, batches, start)) if start else set()
+    if inputs is None:
+        return Refit(skipped, lost - skipped, set())
+    fitted: set[str] = set()
+
+    def fit(path: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = arguments[0] if arguments else named["input"]
+            target = targets.pop(path, None)
+            if target is not None and _fit(graph, small, positions, path, x, target):
+                fitted.add(f"{path}.weight")
+
+        return hook
+
+    def re_estimate(layer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        set_statistics(layer, arguments[0] if arguments else named["input"], len(batches))
+
+    hooks = {path: fit(path) for path in targets}
+    if recalibrate:
+        hooks |= dict.fromkeys(norms, re_estimate)
+    by_module = [(small.get_submodule(path), hook) for path, hook in hooks.items()]
+    with forward_hooks(by_module, before=True), eval_mode(small):
+        call(small, inputs)
+    skipped |= lost - start
+    return Refit(skipped - fitted, lost - skipped - fitted, norms if recalibrate else set())
+
+
+def _samples(model: nn.Module, batch: Inputs) -> int:
+    """How many samples' activations fit into `MEMORY`."""
+    few = map_tensors(batch, lambda tensor: tensor[:2] if tensor.dim() else tensor)
+    count = max([len(t) for t in _tensors(few) if t.dim()], default=1)
+    with eval_mode(model), preserve_buffers(model):
+        peak = peak_memory(model, lambda: call(model, few))
+    return max(1, MEMORY * count // max(peak, 1))
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _dense_pass(
+    graph: ChannelGraph, small: nn.Module, positions: Positions, inputs: Inputs
+) -> tuple[dict[str, _Target], set[str]]:
+    """Runs the dense network.
+
+    Returns:
+        For each layer that can be fitted its target, by its name; and the names of the BatchNorms
+        that have statistics. Only of what runs exactly once.
+    """
+    used = Counter(one.weight for one in graph.multiplications)
+    layers = {
+        path: small.get_submodule(path)
+        for path, module in graph.model.named_modules()
+        if is_matrix(module) and used[f"{path}.weight"] == 1
+    }
+    numbers = sum(tensor_of(small, f"{path}.weight").shape[0] for path in layers)
+    most = max(1, min(ROWS, TARGET_NUMBERS // max(numbers, 1)))
+    norms = {
+        path
+        for path, module in graph.model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    }
+    spread = _several_taps(graph)
+    generator = torch.Generator().manual_seed(0)
+    calls: Counter[str] = Counter()
+    targets: dict[str, _Target] = {}
+
+    def see(path: str) -> Callable[..., None]:
+        def hook(
+            layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any
+        ) -> None:
+            calls[path] += 1
+            x = arguments[0] if arguments else named["input"]
+            if calls[path] > 1 or not is_its_matrix(layer, x, output):
+                targets.pop(path, None)
+                return
+            outputs = _outputs(graph, positions, path)
+            groups, _, entries = as_matrix(
+                layers[path], small.get_parameter(f"{path}.weight")
+            ).shape
+            count = min(most, max(1, PATCH_NUMBERS // (groups * entries)))
+            shape = output_shape(layer, output)
+            rows = _spread_rows(math.prod(shape), count, generator).to(output.device)
+            values = output_rows(layer, output, rows)
+            if outputs is not None:
+                values = values[:, outputs.to(values.device)]
+            ample = f"{path}.weight" not in spread or len(rows) >= AMPLE * entries
+            targets[path] = _Target(rows, shape, values, ample)
+
+        return hook
+
+    def counted(path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            calls[path] += 1
+
+        return hook
+
+    hooks = {path: see(path) for path in layers} | {path: counted(path) for path in norms}
+    model = graph.model
+    by_module = [(model.get_submodule(path), hook) for path, hook in hooks.items()]
+    with forward_hooks(by_module, before=False), eval_mode(model), preserve_buffers(model):
+        call(model, inputs)
+    return targets, {path for path in norms if calls[path] == 1}
+
+
+def _several_taps(graph: ChannelGraph) -> set[str]:
+    """Weights that read a channel of an axis at several places: kernels, flattened inputs."""
+    names = set()
+    for place in (place for axis in graph.axes for place in axis.consumers):
+        taps = math.prod(graph.model.get_parameter(place.parameter).shape[2:])
+        if taps * place.multiplicity > 1:
+            names.add(place.parameter)
+    return names
+
+
+def _outputs(graph: ChannelGraph, positions: Positions, path: str) -> Tensor | None:
+    """Which of a layer's outputs stay; None for all."""
+    layer: Any = graph.model.get_submodule(path)
+    kept = positions.get(f"{path}.weight", {})
+    if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return kept.get(0)
+    if not kept:
+        return None
+    size = layer.out_channels // layer.groups
+    groups = torch.arange(layer.groups)
+    if layer.groups == layer.in_channels:  # depthwise: a group goes with its only input
+        groups = kept.get(0, groups)
+    return (groups.unsqueeze(1) * size + kept.get(1, torch.arange(size))).flatten()
+
+
+def _spread_rows(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """Indices below `total`: all, or `count` of them, one at random from each of equal parts."""
+    if total <= count:
+        return torch.arange(total)
+    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+    return ((torch.arange(count) + drawn) * (total / count)).long().clamp_max(total - 1)
+
+
+def _fit(
+    graph: ChannelGraph,
+    small: nn.Module,
+    positions: Positions,
+    path: str,
+    x: Tensor,
+    target: _Target,
+) -> bool:
+    """Fits one layer to its target; False where that gives no finite numbers.
+
+    Args:
+        graph: The traced dense network.
+        small: The pruned network.
+        positions: Kept positions by parameter and dimension.
+        path: The layer's name.
+        x: What it is about to read.
+        target: What it should put out.
+    """
+    layer: Any = small.get_submodule(path)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    seen = patches(layer, x, target.rows, target.shape).to(exact)  # [groups, R, entries]
+    matrix = as_matrix(layer, layer.weight).to(exact)
+    wanted = target.values.to(exact).unflatten(1, (len(matrix), -1)).transpose(0, 1)
+    lacking = wanted - seen @ matrix.transpose(1, 2)  # [groups, R, outputs of a group]
+    if layer.bias is not None:
+        lacking -= layer.bias.to(exact).view(len(matrix), 1, -1)
+    if lacking.square().sum() <= SAME * wanted.square().sum():
+        return True
+
+    running_mean = graph.normalized_by.get(f"{path}.weight")
+    centred = layer.bias is not None or running_mean is not None
+    mean = seen.mean(1, keepdim=True)
+    if centred:
+        seen -= mean
+        lacking -= lacking.mean(1, keepdim=True)
+    fitted = as_matrix(layer, layer.weight).double() + _ridge(seen, lacking)
+    # What the outputs then have too little on average:
+    shift = (
+        wanted.double().mean(1) - (mean.double() @ fitted.transpose(1, 2)).squeeze(1)
+    ).flatten()
+    if not bool(fitted.isfinite().all() & shift.isfinite().all()):
+        return False
+    layer.weight.copy_(as_weight(layer, fitted))
+    if layer.bias is not None:
+        layer.bias.copy_(shift)
+    elif running_mean is not None:  # BatchNorm subtracts it: lowering it adds the shift
+        dense = tensor_of(graph.model, running_mean)
+        dense = kept_tensor(dense, positions.get(running_mean, {}))
+        tensor_of(small, running_mean).copy_(dense - shift)
+    return True
+
+
+def _ridge(seen: Tensor, lacking: Tensor) -> Tensor:
+    """The matrices D that minimise mean ||lacking - D seen||^2 + lam ||D||^2.
+
+    The error that noise makes in D grows with entries / R; so does lam.
+
+    Args:
+        seen: [groups, R, entries].
+        lacking: [groups, R, outputs].
+
+    Returns:
+        float64 [groups, outputs, entries].
+    """
+    count, entries = seen.shape[1:]
+    smallest = torch.finfo(torch.float32).tiny
+    share = min(max(RIDGE * entries / count, LEAST_RIDGE), MOST_RIDGE)
+    ridge = share * seen.double().square().mean((1, 2)).clamp_min(smallest)
+    transposed = seen.transpose(1, 2)
+    narrow = entries <= count  # else the matrix of samples is the smaller one
+    gram = (transposed @ seen if narrow else seen @ transposed).double() / count
+    gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    factor[failed > 0] = torch.nan  # for the caller to see
+    if narrow:
+        cross = (transposed @ lacking).double() / count
+        return torch.cholesky_solve(cross, factor).transpose(1, 2)
+    weights = torch.cholesky_solve(lacking.double() / count, factor)
+    return weights.transpose(1, 2) @ seen.double()

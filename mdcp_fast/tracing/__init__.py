@@ -1,0 +1,1 @@
+"""Which channels of a network hang together, and what they cost."""

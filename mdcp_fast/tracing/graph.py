@@ -1,0 +1,160 @@
+"""ChannelGraph: the axes along which a network can be pruned, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from mdcp_fast.modules.calls import Inputs
+from mdcp_fast.modules.names import shared_names
+from mdcp_fast.modules.removal import tensor_of
+from mdcp_fast.tracing.axes import Axis, FixedAxis, module_of
+from mdcp_fast.tracing.cost import cost_model, macs_by_weight
+from mdcp_fast.tracing.labels import Multiplication
+
+
+class ChannelGraph:
+    """What `trace` found out about a network. Print it to see every axis, its layers and its MACs.
+
+    Attributes:
+        model: The dense network, untouched.
+        example_inputs: The inputs it was traced with: a tuple of arguments, or a dict of named
+            ones.
+        axes: What may be pruned, in order of execution.
+        fixed: What may not, with reasons.
+        cost: MACs and parameters (in this order) as a function of the axis widths, exact.
+        macs: Multiply-accumulates of the dense network for `example_inputs`.
+        params: Number of parameters of the dense network.
+        normalized_by: For each weight whose layer a BatchNorm follows directly, the name of that
+            running mean.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        axes: Sequence[Axis],
+        fixed: Sequence[FixedAxis],
+        multiplications: Sequence[Multiplication],
+        macs: int,
+        normalized_by: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model = model
+        self.example_inputs = example_inputs
+        self.axes = tuple(axes)
+        self.fixed = tuple(fixed)
+        self.multiplications = tuple(multiplications)
+        self.normalized_by = dict(normalized_by or {})
+        self.macs = macs
+        parameters = dict(model.named_parameters())
+        self.params = sum(p.numel() for p in parameters.values())
+        self.cost = cost_model(parameters, self.axes, self.multiplications, macs)
+
+    @property
+    def widths(self) -> Tensor:
+        """Dense width of every axis, int64 [axes]."""
+        return torch.tensor([axis.channels for axis in self.axes], dtype=torch.int64)
+
+    def weights(self, axis: Axis) -> list[Tensor]:
+        """The weights that make each channel of `axis`, one matrix for each producing layer.
+
+        Returns:
+            float32 [channels, numbers] on the CPU.
+        """
+        matrices = []
+        for place in axis.producers:
+            weight = self.model.get_parameter(place.parameter).detach()
+            rows = weight.movedim(place.dimension, 0).flatten(1)
+            picked = rows[place.positions.to(rows.device)]  # [channels, multiplicity, numbers]
+            matrices.append(picked.flatten(1).to("cpu", torch.float32))
+        return matrices
+
+    def positions(self, kept: Sequence[Sequence[int]]) -> dict[str, dict[int, Tensor]]:
+        """Positions that stay, {parameter: {dimension: positions}}, if axis i keeps `kept[i]`.
+
+        Only parameters and dimensions that lose something are in it, shared ones by all their
+        names.
+        """
+        gone = torch.ones(int(self.widths.sum()), dtype=torch.bool)
+        start, positions = 0, dict[str, dict[int, Tensor]]()
+        for axis, chosen in zip(self.axes, kept, strict=True):
+            gone[[start + channel for channel in chosen]] = False
+            start += axis.channels
+        sizes, channel, position = self._packed
+        stays = torch.ones(sum(sizes.values()), dtype=torch.bool)
+        stays[position[gone[channel]]] = False
+        for (parameter, dimension), mask in zip(
+            sizes, stays.split(list(sizes.values())), strict=True
+        ):
+            if not mask.all():
+                positions.setdefault(parameter, {})[dimension] = mask.nonzero().flatten()
+        for name, first in shared_names(self.model).items():
+            if first in positions:
+                positions[name] = positions[first]
+        return positions
+
+    @cached_property
+    def _packed(self) -> tuple[dict[tuple[str, int], int], Tensor, Tensor]:
+        """All places as one: sizes by parameter and dimension, which lie one behind the other.
+
+        And two int64 [positions in places]: a channel, counted over all axes, and its position.
+        """
+        sizes = {
+            (place.parameter, place.dimension): tensor_of(self.model, place.parameter).shape[
+                place.dimension
+            ]
+            for axis in self.axes
+            for place in axis.places
+        }
+        starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+        channels, positions, start = [], [], 0
+        for axis in self.axes:
+            own = torch.arange(start, start + axis.channels)
+            start += axis.channels
+            for place in axis.places:
+                channels.append(own.repeat_interleave(place.multiplicity))
+                positions.append(
+                    place.positions.flatten() + starts[place.parameter, place.dimension]
+                )
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return sizes, torch.cat([nothing, *channels]), torch.cat([nothing, *positions])
+
+    def shares(self) -> list[float]:
+        """For each axis, the share of the MACs spent in layers that write or read its channels."""
+        times = macs_by_weight(self.multiplications)
+        spent = {n: t * self.model.get_parameter(n).numel() for n, t in times.items()}
+        return [
+            sum(spent.get(name, 0) for name in {place.parameter for place in axis.places})
+            / max(self.macs, 1)
+            for axis in self.axes
+        ]
+
+    def __str__(self) -> str:
+        lines = [
+            f"ChannelGraph: {self.macs:,} MACs, {self.params:,} parameters, "
+            f"{len(self.axes)} prunable axes"
+        ]
+        for axis, share in zip(self.axes, self.shares(), strict=True):
+            writers, readers = (
+                ", ".join(dict.fromkeys(module_of(place.parameter) for place in places))
+                for places in (axis.producers, axis.consumers)
+            )
+            mixed = "" if axis.exact else "  (normalised over: removing is not zeroing)"
+            lines += [
+                f"  {axis.name}: {axis.channels} channels, in {share:.1%} of the MACs{mixed}",
+                f"    written by {writers}",
+                f"    read by {readers}",
+            ]
+        return "\n".join(lines + left_whole(self.fixed))
+
+    __repr__ = __str__
+
+
+def left_whole(fixed: Iterable[FixedAxis]) -> list[str]:
+    """Lines that name what may not be pruned, and why; none where there is nothing to name."""
+    lines = [f"  {one.name}: {one.channels} channels: {one.reason}" for one in fixed]
+    return ["Left whole:", *lines] if lines else []

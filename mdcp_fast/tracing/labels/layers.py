@@ -1,0 +1,162 @@
+"""Rules of layers: labels are read along a weight's inputs and made along its outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from mdcp_fast.tracing.labels.label_tensors import compact, spread, varies, varying
+from mdcp_fast.tracing.labels.state import ALONG, INPUT, OUTPUT, Call, Rules, Walk, op_name, ops
+
+CONVOLUTIONS = "conv1d conv2d conv3d"
+TRANSPOSED = "conv_transpose1d conv_transpose2d conv_transpose3d"
+BEFORE_BATCH_NORM = frozenset(f"{CONVOLUTIONS} {TRANSPOSED} linear".split())
+
+
+def convolution(walk: Walk, call: Call) -> Any:
+    weight, groups, out = call["weight"], call["groups"], call.value
+    if not walk.is_parameter(weight):
+        return computed_weight(walk, call)
+    shape = weight.meta["val"].shape
+    dim = out.dim() - len(shape) + 1
+    inputs = walk.channels(walk.labels(call["input"]), dim)
+    outputs = walk.classes.fresh(shape[0])
+    walk.use(weight, 0, outputs, OUTPUT)
+    walk.use(call["bias"], 0, outputs, ALONG)
+    if groups == 1:
+        walk.use(weight, 1, inputs, INPUT)
+    elif groups == len(inputs):
+        depthwise(walk, inputs, outputs)
+    else:
+        walk.tie(inputs, groups)
+        walk.tie(outputs, groups)
+        walk.use(weight, 1, inputs.view(groups, -1)[0], INPUT)
+    walk.multiplies(weight, out.numel() // shape[0])
+    return spread(outputs, out.shape, dim)
+
+
+def transposed_convolution(walk: Walk, call: Call) -> Any:
+    weight, groups, out = call["weight"], call["groups"], call.value
+    if not walk.is_parameter(weight):
+        return computed_weight(walk, call)
+    shape = weight.meta["val"].shape
+    dim = out.dim() - len(shape) + 1
+    inputs = walk.channels(walk.labels(call["input"]), dim)
+    outputs = walk.classes.fresh(shape[1] * groups)
+    if groups > 1 and groups == len(inputs):
+        depthwise(walk, inputs, outputs)
+        walk.use(weight, 0, inputs, OUTPUT)
+    else:
+        if groups > 1:
+            walk.tie(inputs, groups)
+            walk.tie(outputs, groups)
+        walk.use(weight, 0, inputs, INPUT)
+        walk.use(weight, 1, outputs.view(groups, -1)[0], OUTPUT)
+    walk.use(call["bias"], 0, outputs, ALONG)
+    walk.multiplies(weight, call["input"].meta["val"].numel() // shape[0])
+    return spread(outputs, out.shape, dim)
+
+
+def depthwise(walk: Walk, inputs: Tensor, outputs: Tensor) -> None:
+    """The outputs of one input channel go with it, be they one or several."""
+    multiplier = len(outputs) // len(inputs)
+    reason = "a depthwise layer of channels that are the network's input"
+    walk.classes.merge(outputs, inputs.repeat_interleave(multiplier), reason)
+
+
+def linear(walk: Walk, call: Call) -> Any:
+    weight, out = call["weight"], call.value
+    if not walk.is_parameter(weight):
+        return computed_weight(walk, call)
+    source = walk.labels(call["input"])
+    walk.use(weight, 1, walk.channels(source, source.dim() - 1), INPUT)
+    outputs = walk.classes.fresh(weight.meta["val"].shape[0])
+    walk.use(weight, 0, outputs, OUTPUT)
+    walk.use(call["bias"], 0, outputs, ALONG)
+    walk.multiplies(weight, out.numel() // len(outputs))
+    return spread(outputs, out.shape, out.dim() - 1)
+
+
+def computed_weight(walk: Walk, call: Call) -> Any:
+    return walk.unknown(call, "a layer whose weight is computed")
+
+
+def batch_norm(walk: Walk, call: Call) -> Any:
+    channels = walk.channels(walk.labels(call["input"]), 1)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        walk.use(call[name], 0, channels, ALONG)
+    note_normalized(walk, call["input"], call["running_mean"])
+    return spread(channels, call.shape, 1)
+
+
+def note_normalized(walk: Walk, source: Node, running_mean: Any) -> None:
+    """Remembers which running mean takes up a constant added to a layer's output."""
+    layer = source.args[1] if op_name(source) in BEFORE_BATCH_NORM else None
+    if not (isinstance(layer, Node) and walk.is_parameter(layer)):
+        return
+    if not walk.is_parameter(running_mean):
+        return
+    weight, mean = walk.parameter_name(layer), walk.parameter_name(running_mean)
+    alone = len(source.users) == 1 and walk.normalized_by.get(weight, mean) == mean
+    walk.normalized_by[weight] = mean if alone else ""
+
+
+def group_norm(walk: Walk, call: Call) -> Any:
+    channels = walk.channels(walk.labels(call["input"]), 1)
+    walk.tie(channels, call["num_groups"])
+    return normalized(walk, call, "GroupNorm", channels, 1)
+
+
+def layer_norm(walk: Walk, call: Call) -> Any:
+    source = walk.labels(call["input"])
+    if len(call["normalized_shape"]) != 1:
+        return walk.unknown(call, "LayerNorm over several dimensions")
+    last = source.dim() - 1
+    return normalized(walk, call, "LayerNorm", walk.channels(source, last), last)
+
+
+def normalized(walk: Walk, call: Call, title: str, channels: Tensor, dim: int) -> Tensor:
+    walk.classes.mix(channels, f"{title} normalises over these channels, {call.where}")
+    for name in ("weight", "bias"):
+        walk.use(call[name], 0, channels, ALONG)
+    return spread(channels, call.shape, dim)
+
+
+def softmax(walk: Walk, call: Call) -> Any:
+    """Over all channels it mixes them; over a part of a split dimension it ties that part."""
+    source = walk.labels(call.source)
+    dim = call["dim"] % source.dim()
+    if varying(source) == [dim]:
+        walk.classes.mix(source, f"softmax normalises over these channels, {call.where}")
+    elif varies(source, dim):
+        small = compact(source)
+        walk.classes.merge(small.narrow(dim, 0, 1), small, "a softmax over channels, some fixed")
+    return source
+
+
+def prelu(walk: Walk, call: Call) -> Any:
+    source = walk.labels(call.source)
+    if call["weight"].meta["val"].numel() == 1:
+        return source
+    channels = walk.channels(source, 1)
+    walk.use(call["weight"], 0, channels, ALONG)
+    return spread(channels, source.shape, 1)
+
+
+def product(walk: Walk, call: Call) -> Any:
+    return walk.unknown(call, "a matrix product outside a layer")
+
+
+RULES: Rules = {
+    **ops(CONVOLUTIONS, convolution),
+    **ops(TRANSPOSED, transposed_convolution),
+    **ops("linear", linear),
+    **ops("batch_norm instance_norm", batch_norm),
+    **ops("group_norm", group_norm),
+    **ops("layer_norm", layer_norm),
+    **ops("softmax log_softmax _softmax _log_softmax", softmax),
+    **ops("prelu", prelu),
+    **ops("matmul bmm mm baddbmm addmm einsum scaled_dot_product_attention", product),
+}

@@ -1,0 +1,51 @@
+"""Walks captured graphs, node by node, and applies to each op its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from mdcp_fast.tracing.labels import elementwise, layers, movement
+from mdcp_fast.tracing.labels.label_tensors import none
+from mdcp_fast.tracing.labels.state import Call, Rules, Walk
+
+RULES: Rules = {**layers.RULES, **elementwise.RULES, **movement.RULES}
+
+# What a rule raises where an op is used in a way that the rule does not foresee.
+UNFORESEEN = (RuntimeError, IndexError, TypeError, KeyError, ValueError, AttributeError)
+
+
+def walk_program(
+    walk: Walk, program: torch.export.ExportedProgram, same: Mapping[str, str] | None = None
+) -> None:
+    """Adds what one captured graph says about a network's channels.
+
+    Args:
+        walk: The state so far; labels of parameters met in an earlier graph are merged with these.
+        program: The captured graph.
+        same: Names of shared parameters, each with the name under which they are all known.
+    """
+    walk.enter(program, dict(same or {}))
+    for node in program.graph.nodes:
+        _visit(walk, node)
+
+
+def _visit(walk: Walk, node: Node) -> None:
+    value = node.meta.get("val")
+    if node.op == "placeholder":
+        if not walk.is_parameter(node) and isinstance(value, Tensor):
+            walk.set_labels(node, none(value.shape))
+    elif node.op == "output":
+        for source in node.all_input_nodes:
+            walk.fix(walk.labels(source), "the network's output")
+    elif node.op == "call_function":
+        call = Call.of(node)
+        rule = RULES.get(call.name, Walk.unknown)
+        try:
+            labels = rule(walk, call)
+        except UNFORESEEN:
+            labels = walk.unknown(call)
+        walk.set_labels(node, labels)

@@ -1,0 +1,161 @@
+"""The check of a removal sees what is wrong, and nothing where all is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from blocks import DenseConcatenation, Residual, image
+from torch import Tensor, nn
+
+from mdcp_fast.modules.removal import rebuilt, remove
+from mdcp_fast.modules.verification import (
+    TOLERANCE,
+    bisect_failures,
+    cropped,
+    difference,
+    in_float64,
+    relative_difference,
+    scrambled,
+    zeroed,
+)
+from mdcp_fast.tracing.trace import trace
+
+
+def test_a_shifted_position_shows() -> None:
+    graph = trace(DenseConcatenation(), image(), check=False)
+    right = graph.positions([range(0, axis.channels, 2) for axis in graph.axes])
+    assert difference(graph.model, right, (image(),), scramble=True) <= TOLERANCE
+    for name, dimension in [("head.weight", 1), ("bn.weight", 0), ("bn.running_mean", 0)]:
+        kept = right[name][dimension]
+        wrong = {**right, name: {**right[name], dimension: (kept + 1).clamp_max(int(kept[-1]))}}
+        wrong[name][dimension][:-1] = kept[:-1]
+        wrong[name][dimension][0] = kept[0] + 1
+        assert difference(graph.model, wrong, (image(),), scramble=True) > 1e-6, name
+
+
+class Counting(nn.Module):
+    """Its answer depends on how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(torch.relu(self.a(x)) * self.calls)
+
+
+def test_a_network_that_counts_its_calls_passes() -> None:
+    assert [axis.name for axis in trace(Counting(), image()).axes] == ["a"]
+
+
+class LargeImages(nn.Module):
+    """Has a size written in its source, where only large images come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 6, 3, bias=False)
+        self.head = nn.Linear(6, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.head(x.view(len(x), 6, -1).mean(2) if x.shape[-1] > 64 else x.mean((2, 3)))
+
+
+def test_sizes_are_tried_on_the_whole_of_the_images() -> None:
+    graph = trace(LargeImages(), image(size=80, batch=1))
+    assert [axis.name for axis in graph.axes] == ["a"]
+    assert "does not run" in next(one.reason for one in graph.fixed if one.name == "b")
+
+
+def test_corners_are_cut_of_large_images_that_have_something_there() -> None:
+    large, small = image(size=80), image(size=64)
+    cut = cropped((large, small, 3))
+    assert cut is not None and torch.equal(cut[0], large[..., :64, :64])
+    assert cut[1] is small and cut[2] == 3
+    assert cropped({"x": small, "y": torch.zeros(2, 3, 80, 80), "z": torch.zeros(2, 90)}) is None
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    others: tuple[Tensor, ...] = ()
+
+
+def test_outputs_in_dataclasses_are_seen() -> None:
+    one, other = Answer(torch.ones(2)), Answer(torch.ones(2), (torch.ones(2),))
+    assert relative_difference(one, one) == 0 and relative_difference(one, other) == float("inf")
+    assert relative_difference(one, Answer(2 * torch.ones(2))) == 0.5
+
+
+def test_scrambled_weights_let_every_channel_matter() -> None:
+    model = Residual()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    double = scrambled(model)
+    assert all(p.dtype == torch.float64 and bool(p.any()) for p in double.parameters())
+    assert all(bool((b > 0).all()) for n, b in double.named_buffers() if n.endswith("var"))
+    assert not any(bool(p.any()) for p in model.parameters())
+    again = scrambled(model)
+    pairs = zip(double.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_zeroed_copy_leaves_the_model() -> None:
+    graph = trace(Residual(), image(), check=False)
+    model = graph.model.half().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kept = graph.positions([range(0, axis.channels, 2) for axis in graph.axes])
+    small = rebuilt(remove(model, kept), in_float64)
+    double = zeroed(model, small, kept, in_float64)
+    assert not double.training and model.training
+    assert all(torch.equal(model.state_dict()[name], old) for name, old in before.items())
+    for name, parameter in double.named_parameters():
+        dense, wanted = before[name].double(), kept.get(name, {})
+        for dimension, positions in wanted.items():
+            gone = torch.ones(dense.shape[dimension]).index_fill_(0, positions, 0).bool()
+            dense = dense.index_fill(dimension, gone.nonzero().flatten(), 0)
+        assert torch.equal(parameter, dense), name
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+    assert double.bn.num_batches_tracked.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        (torch.ones(3), torch.ones(3), 0.0),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]), 0.5),
+        (torch.ones(3), torch.ones(4), float("inf")),
+        (torch.tensor([float("nan")]), torch.ones(1), float("inf")),
+        (torch.tensor([float("nan")]), torch.tensor([float("nan")]), 0.0),
+        (torch.tensor([1 + 1j]), torch.tensor([1 + 2j]), 0.5),
+        ({"a": torch.ones(1), "b": (torch.zeros(0), None)}, {"a": torch.ones(1), "b": ()}, None),
+        (
+            {"a": torch.ones(1), "b": [torch.ones(1)]},
+            {"a": torch.ones(1), "b": (torch.ones(1),)},
+            0,
+        ),
+        # A small output has its own scale; one of rounding noise beside others has not.
+        ((torch.ones(1), torch.tensor([1e-3])), (torch.ones(1), torch.tensor([2e-3])), 0.5),
+        ((torch.ones(1), torch.tensor([1e-18])), (torch.ones(1), torch.zeros(1)), 1e-12),
+    ],
+)
+def test_relative_difference(left: object, right: object, expected: float | None) -> None:
+    expected = float("inf") if expected is None else expected
+    assert relative_difference(left, right) == pytest.approx(expected)
+
+
+def test_culprits_are_found_alone_and_together() -> None:
+    def trial(indices: Sequence[int]) -> str | None:
+        chosen = set(indices)
+        if 5 in chosen:
+            return "five"
+        return "two and nine" if {2, 9} <= chosen else None
+
+    assert bisect_failures(12, trial) == {5: "five", 9: "two and nine"}
+    assert bisect_failures(2, trial) == {}
+    assert bisect_failures(0, lambda _: "never") == {}

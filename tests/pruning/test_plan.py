@@ -1,0 +1,205 @@
+"""A plan says what stays and why, survives JSON, and carries an optimizer's state along."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from blocks import BLOCKS, Residual, SharedWeights, image
+from plans import random_plan
+from torch import nn
+
+from mdcp_fast.modules.removal import remove
+from mdcp_fast.pruning.plan import PruningPlan
+from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
+
+KEPT = [[6, 1, 3], [0, 2, 5, 4]]
+
+
+@pytest.fixture
+def graph() -> ChannelGraph:
+    torch.manual_seed(0)
+    return trace(Residual(), image(), check=False)
+
+
+def plan_of(graph: ChannelGraph) -> PruningPlan:
+    return PruningPlan.build(
+        graph,
+        [torch.tensor(KEPT[0]), KEPT[1]],
+        clusters=[torch.arange(8) % 3, None],
+        budget={"macs": 0.5},
+        settings={"descriptor": "moments", "seed": 0},
+        history=[torch.tensor(3.0), 2.5],
+        notes={"a": "too narrow for round_to=8"},
+    )
+
+
+def test_what_a_plan_says(graph: ChannelGraph) -> None:
+    plan = plan_of(graph)
+    stem, inner = plan.axes
+    assert stem.kept == (1, 3, 6) and stem.width == 3 and stem.clusters == (0, 1, 2, 0, 1, 2, 0, 1)
+    assert inner.kept == (0, 2, 4, 5) and inner.clusters is None
+    assert plan.dense_macs == graph.macs and plan.dense_params == graph.params
+    assert plan.macs < graph.macs and plan.history == (3.0, 2.5)
+    text = str(plan)
+    assert "8 -> 3" in text and "(too narrow for round_to=8)" in text
+    assert "head: 2 channels: the network's output" in text
+
+
+def test_old_positions_by_parameter(graph: ChannelGraph) -> None:
+    plan = plan_of(graph)
+    small = remove(graph.model, plan.positions)
+    for name, parameter in graph.model.named_parameters():
+        kept = parameter.detach()
+        for dimension in range(parameter.dim()):
+            positions = plan.kept(name, dimension)
+            if positions is not None:
+                kept = kept.index_select(dimension, positions)
+        assert torch.equal(small.get_parameter(name), kept)
+    assert plan.kept("stem.weight", 1) is None and plan.kept("nowhere", 0) is None
+    plan.kept("stem.weight", 0).zero_()
+    assert plan.kept("stem.weight", 0).tolist() == [1, 3, 6]
+
+
+def test_shared_parameters_are_known_by_all_their_names() -> None:
+    graph = trace(SharedWeights(), image(), check=False)
+    plan = PruningPlan.build(graph, [[0, 2], [1, 3]])
+    assert plan.kept("c.weight", 0).tolist() == plan.kept("b.weight", 1).tolist() == [0, 2]
+    assert plan.kept("decode.weight", 0).tolist() == [1, 3]
+
+
+def test_json_round_trip(graph: ChannelGraph) -> None:
+    plan = plan_of(graph)
+    again = PruningPlan.from_json(plan.to_json())
+    assert again == plan and hash(again) == hash(plan) and again.axes == plan.axes
+    assert again.positions["a.weight"][1].dtype == torch.int64
+    assert again != random_plan(graph) and again != "a plan"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: "no json",
+        lambda data: "[]",
+        lambda data: "3",
+        lambda data: json.dumps({**data, "format": 99}),
+        lambda data: json.dumps({k: v for k, v in data.items() if k != "axes"}),
+        lambda data: json.dumps({**data, "axes": [{"name": "stem"}]}),
+        lambda data: json.dumps({**data, "positions": {"stem.weight": {"zero": [1]}}}),
+        lambda data: json.dumps({**data, "positions": {"stem.weight": {"0": ["one"]}}}),
+        lambda data: json.dumps({**data, "positions": {"stem.weight": {"0": [2**70]}}}),
+        lambda data: json.dumps({**data, "macs": None}),
+    ],
+)
+def test_other_text_is_refused(graph: ChannelGraph, spoil: Callable[[Any], str]) -> None:
+    with pytest.raises(ValueError, match=r"PruningPlan.from_json: text: expected a plan"):
+        PruningPlan.from_json(spoil(json.loads(plan_of(graph).to_json())))
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([[0]], "kept: expected 2 entries, one for each axis, got 1"),
+        ([[], [0]], r"expected 1 to 8 different channels of stem, from 0 to 7, got \[\]"),
+        ([[0, 0], [0]], "different channels of stem"),
+        ([[0], [6]], r"different channels of a, from 0 to 5, got \[6\]"),
+        ([[-1], [0]], "different channels of stem"),
+        ([list(range(9)), [0]], r"got \[0, 1, 2, 3, 4, 5, 6, 7\]\.\.\."),
+    ],
+)
+def test_bad_channels(graph: ChannelGraph, kept: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=f"PruningPlan: {message}|{message}"):
+        PruningPlan.build(graph, kept)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+    for step in range(steps):
+        optimizer.zero_grad()
+        torch.manual_seed(step)
+        model(torch.randn(2, 3, 6, 6)).square().mean().backward()
+        optimizer.step()
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.8, 0.9)),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+    "Adafactor": lambda p: torch.optim.Adafactor(p),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_goes_on(graph: ChannelGraph, name: str) -> None:
+    """With the same gradients, a step of the follower is the selected part of the dense step."""
+    model, plan = graph.model, plan_of(graph)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    train(model, optimizer)
+    small = remove(model, plan.positions)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    follower = plan.apply_to_optimizer(optimizer, model, small)
+    assert type(follower) is type(optimizer)
+    assert follower.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+    train(small, follower)  # the state fits
+    small, twins = remove(model, plan.positions), dict(model.named_parameters())
+    follower = plan.apply_to_optimizer(optimizer, model, small)
+    for n, p in small.named_parameters():
+        twins[n].grad = torch.randn_like(twins[n])
+        p.grad = remove_from(twins[n].grad, plan, n)
+    if name == "Adafactor":
+        return  # its step depends on norms over whole tensors
+    optimizer.step()
+    follower.step()
+    for n, p in small.named_parameters():
+        assert torch.equal(p, remove_from(twins[n].detach(), plan, n)), n
+
+
+def remove_from(tensor: torch.Tensor, plan: PruningPlan, name: str) -> torch.Tensor:
+    for dimension, kept in plan.positions.get(name, {}).items():
+        tensor = tensor.index_select(dimension, kept)
+    return tensor
+
+
+def test_parameter_groups_and_names_survive(graph: ChannelGraph) -> None:
+    model, plan = graph.model, plan_of(graph)
+    head = [(f"head.{n}", p) for n, p in model.head.named_parameters()]
+    rest = [(n, p) for n, p in model.named_parameters() if not n.startswith("head")]
+    optimizer = torch.optim.SGD(
+        [{"params": rest, "lr": 0.1}, {"params": head, "weight_decay": 0.0}],
+        lr=0.01, momentum=0.9, weight_decay=0.1,
+    )  # fmt: skip
+    torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    small = remove(model, plan.positions)
+    follower = plan.apply_to_optimizer(optimizer, model, small)  # without a state yet
+    first, second = follower.param_groups
+    assert (first["lr"], first["weight_decay"]) == (0.1, 0.1)
+    assert (second["lr"], second["weight_decay"], second["initial_lr"]) == (0.01, 0.0, 0.01)
+    assert second["param_names"] == ["head.weight", "head.bias"]
+    assert second["params"][0] is small.head.weight
+
+
+def test_foreign_optimizers_and_networks_are_refused(graph: ChannelGraph) -> None:
+    model, plan = graph.model, plan_of(graph)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    small = remove(model, plan.positions)
+    with pytest.raises(ValueError, match="optimizer: expected one that trains parameters of"):
+        plan.apply_to_optimizer(torch.optim.SGD(small.parameters()), model, small)
+    with pytest.raises(ValueError, match=r"small: expected stem.weight of shape \[3, 3, 3, 3\]"):
+        plan.apply_to_optimizer(optimizer, model, model)
+    optimizer.state[model.stem.weight]["odd"] = torch.zeros(5)
+    with pytest.raises(ValueError, match="optimizer: expected odd of stem.weight to have its sh"):
+        plan.apply_to_optimizer(optimizer, model, small)
+
+
+def test_blocks_without_axes_have_empty_plans() -> None:
+    block = BLOCKS["written in place"]
+    graph = trace(block.make(), block.inputs)
+    plan = PruningPlan.build(graph, [])
+    assert plan.positions == {} and (plan.macs, plan.params) == (graph.macs, graph.params)
+    assert "Left whole" in str(plan)
