@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"{reason}, and MDCP_REQUIRE_CUDA=1 allows no skip", pytrace=False)
     if reason is not None:
         pytest.skip(reason)
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Ends a worker in which a kernel has failed: every later call there would fail, too."""
+    if item.get_closest_marker("needs_cuda") is None or not torch.cuda.is_available():
+        return
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        print(f"{item.nodeid}: {error}", file=sys.stderr, flush=True)
+        os._exit(70)  # xdist starts another one
 
 
 def _build(mode: str) -> EmulatedCore:

@@ -75,7 +75,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     device = torch.device(request.config.getoption("--device"))
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device; --device cpu checks the suite without one")
-    CLOCK.device = device
+    CLOCK.reset(device)
     return device
 
 

@@ -31,7 +31,7 @@ from mdcp_fast.ops.kmeans import kmeans
 
 __all__ = ["device"]  # the fixture
 
-ROUNDS, ITERATIONS = 5, 100
+ROUNDS, ITERATIONS = 3, 100
 pytestmark = pytest.mark.benchmark(timer=CLOCK)
 Centers = list[Tensor]  # of every job, [k, D]
 
@@ -64,9 +64,12 @@ def test_statistics(benchmark: Any, device: torch.device, how: str) -> None:
     def run() -> list[Tensor]:
         return [one(weight) for weight in weights]
 
-    for found, expected in zip(run(), channel_statistics(weights), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    measure(benchmark, device, run)
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    with config.patch(**{limit: 64}):  # beyond it torch would run it eagerly, and say nothing
+        for found, expected in zip(run(), channel_statistics(weights), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        measure(benchmark, device, run)
 
 
 def crowding_by_sorting(points: Tensor, segment: Tensor, segments: int) -> Tensor:
@@ -112,7 +115,8 @@ def fast_pytorch_kmeans(work: Workload) -> Centers:
     from fast_pytorch_kmeans import KMeans
 
     def fit(k: int, points: Tensor) -> Tensor:
-        np.random.seed(0)  # noqa: NPY002  # which its seeds are drawn from
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)  # its seeds are drawn from either, by version
         model = KMeans(k, max_iter=ITERATIONS)
         model.fit_predict(points)
         return model.centroids
@@ -134,6 +138,7 @@ def flash_kmeans(work: Workload) -> Centers:
     """Layers of one size are one batch, their points padded with zeros to 16 dimensions."""
     from flash_kmeans import batch_kmeans_Euclid
 
+    torch.manual_seed(0)  # which its seeds are drawn from
     problems = work.points.split(work.offsets.diff().tolist())
     groups: dict[tuple[int, int], list[int]] = {}
     for job, (k, problem) in enumerate(zip(work.k.tolist(), work.problem.tolist(), strict=True)):
@@ -159,11 +164,11 @@ def inertia(work: Workload, centers: Centers) -> float:
     ("peer", "name"),
     [
         pytest.param(peer, name, marks=needs(peer.__name__), id=f"{name}-{peer.__name__}")
+        # Not (b): flash_kmeans compiles two kernels for each of its 96 shapes, minutes in all.
         for peer, name in (
+            (flash_kmeans, "a"),
             (fast_pytorch_kmeans, "a"),
             (torch_kmeans, "a"),
-            (flash_kmeans, "a"),
-            (flash_kmeans, "b"),
         )
     ],
 )

@@ -22,6 +22,10 @@ class EventClock:
         self._begin: torch.cuda.Event | float | None = None
         self._other: torch.Tensor | None = None
 
+    def reset(self, device: torch.device) -> None:
+        """Begins anew on a device, also where a run that raised left a measurement half done."""
+        self.device, self._begin = device, None
+
     def __call__(self) -> float:
         if self._begin is None:
             self._begin = self._start()

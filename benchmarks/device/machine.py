@@ -7,24 +7,40 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import platform
 import shutil
 import subprocess
 import time
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
 PACKAGES = ("torch", "triton", "numpy", "setuptools", "pybind11", "pytest", "pytest-benchmark")
 ROUNDS = 20
+ROOT = Path(__file__).parents[2]
 
 
 def output(*command: str) -> str:
     """What a program prints, or why it prints nothing."""
     if shutil.which(command[0]) is None:
         return f"{command[0]}: not on the PATH"
-    found = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return f"{command[0]}: no answer in 20 s"
     return (found.stdout or found.stderr).strip()
+
+
+def digest_of_sources() -> str:
+    """Says what was measured where a copy has no history."""
+    digest = hashlib.sha256()
+    for folder in ("csrc", "mdcp_fast"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def version(package: str) -> str:
@@ -65,7 +81,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     device = torch.device(parser.parse_args().device)
     print(datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"))
-    print("commit", output("git", "rev-parse", "HEAD"), platform.platform())
+    git = ("git", "-c", "safe.directory=*")
+    changed = len(output(*git, "status", "--porcelain").splitlines())
+    print("commit", output(*git, "rev-parse", "HEAD"), f"and {changed} changed files")
+    print("sources", digest_of_sources(), platform.platform())
     print(processor())
     print("python", platform.python_version(), *(f"{version(name)}," for name in PACKAGES))
     print(output("nvcc", "--version").rpartition("\n")[2])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ FILES = {"steps.txt", "build.log", "tests.log", "bench.log", "ops.json", "kmeans
 MOST_FILES, MOST_BYTES = 8, 16 << 20
 ON_CPU = ["machine", "build", "tests of the ops", "benchmarks of the ops", "benchmarks of k-means"]
 ON_CPU += ["end to end", "tests of the pipeline"]
-SANITIZERS = ["memcheck", "racecheck", "initcheck", "synccheck"]
+ON_CUDA = [*ON_CPU[:-1], "memcheck", "racecheck", ON_CPU[-1], "initcheck", "synccheck"]
 
 # Does nothing but what a step is known by: writes the file after --benchmark-json. What $FAULT says
 # happens where a word of the command is $WHERE.
@@ -32,7 +34,12 @@ exec "$@"
 
 
 def run(
-    folder: Path, fault: str = "", where: str = "", device: str = "cpu", seconds: int = 28
+    folder: Path,
+    fault: str = "",
+    where: str = "",
+    device: str = "cpu",
+    seconds: int = 28,
+    *more: str,
 ) -> tuple[int, dict[str, str]]:
     """Runs the command.
 
@@ -43,7 +50,13 @@ def run(
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     done = subprocess.run(
-        ["bash", ROOT / "benchmarks/gpu.sh", "--device", device, "--seconds", str(seconds), "out"],
+        [
+            "bash",
+            ROOT / "benchmarks/gpu.sh",
+            *("--device", device, "--seconds", str(seconds)),
+            *more,
+            "out",
+        ],
         cwd=folder,
         env={
             **os.environ,
@@ -87,7 +100,7 @@ def test_a_step_that_goes_wrong_stops_no_other(tmp_path: Path, fault: str, endin
 
 def test_all_steps_of_a_device_run(tmp_path: Path) -> None:
     status, steps = run(tmp_path, device="cuda")
-    assert (status, list(steps)) == (0, ON_CPU + SANITIZERS)
+    assert (status, list(steps)) == (0, ON_CUDA)
     assert all(how.startswith("passed") for how in steps.values())
 
 
@@ -108,7 +121,7 @@ def test_without_its_cuda_build_the_rest_still_runs(tmp_path: Path) -> None:
     status, steps = run(tmp_path, fault, where="setup.py", device="cuda")
     assert status == 1 and steps["build"].startswith("failed (1)")
     assert steps["build for the CPU"].startswith("passed")
-    assert list(steps)[3:] == ON_CPU[2:] + SANITIZERS
+    assert list(steps)[3:] == ON_CUDA[2:]
 
 
 def test_steps_for_which_no_time_is_left_are_named(tmp_path: Path) -> None:
@@ -117,6 +130,39 @@ def test_steps_for_which_no_time_is_left_are_named(tmp_path: Path) -> None:
     assert status == 1 and list(steps) == ON_CPU
     assert steps["build"].startswith("killed")
     assert steps["tests of the pipeline"] == "not begun: no time is left"
+
+
+def test_steps_can_be_run_again(tmp_path: Path) -> None:
+    """With what the first run wrote kept: only the chosen ones, and to their whole limits."""
+    run(tmp_path, device="cuda")
+    kept = (tmp_path / "out/tests.log").read_text()
+    run(tmp_path, "", "", "cuda", 28, "--only", "end to end|memcheck")
+    steps = (tmp_path / "out/steps.txt").read_text()
+    again = steps.split("synccheck:", 1)[1].splitlines()[1:]
+    assert [line.split(":")[0] for line in again] == ["end to end", "memcheck"]
+    assert (tmp_path / "out/tests.log").read_text() == kept
+
+
+def test_a_benchmark_that_was_stopped_costs_no_other_its_numbers(tmp_path: Path) -> None:
+    """pytest-benchmark writes no file at all where one has not ended its first round."""
+    (tmp_path / "bench_stopped.py").write_text(
+        "import os, signal\n"
+        "def test_whole(benchmark):\n    benchmark.pedantic(lambda: None, rounds=2)\n"
+        "def test_stopped(benchmark):\n"
+        "    benchmark.pedantic(lambda: os.kill(os.getpid(), signal.SIGINT), rounds=2)\n"
+    )
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench_stopped.py"]
+    (tmp_path / "conftest.py").write_text(
+        f"import sys\nsys.path[:0] = {[str(ROOT / 'benchmarks'), *map(str, sys.path)]!r}\n"
+        f"exec(open({str(ROOT / 'benchmarks/conftest.py')!r}).read())\n"
+    )
+    (tmp_path / "pytest.ini").write_text(
+        f"[pytest]\npython_files = bench_*.py\npythonpath = {ROOT / 'benchmarks/speed'}\n"
+    )
+    subprocess.run([*command, "--benchmark-json", "out.json"], cwd=tmp_path, capture_output=True)
+    found = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    assert [one["name"] for one in found] == ["test_whole"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--device", "tpu", "out"], ["--seconds", "0", "out"]])

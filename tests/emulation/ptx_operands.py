@@ -238,6 +238,6 @@ class Operands:
                 view = register.bits.view(dtype)
                 return (
                     lambda threads: view[threads],
-                    lambda threads: None if register.whole else register.defined[threads],
+                    lambda threads: None if register.whole else register.defined[threads].copy(),
                 )
         return self.reader(operand, kind), lambda threads: None

@@ -152,8 +152,21 @@ ret;
         ("@%p2 st", "st", "register %f5 was never written"),
         ("@%p2 st", "setp.gt.f32 %p2, %f5, 0f00000000;\n@%p2 st", "register %f5 was never written"),
         ("%f1, 2, 31", "%f1, 4, 31", "register %f5 was never written"),
+        ("@%p2 st", "add.rn.f32 %f5, %f5, %f5;\nst", "register %f5 was never written"),
+        (
+            "@%p2 st",
+            "shfl.sync.idx.b32 %f5, %f5, 31, 31, -1;\n@%p2 st",
+            "register %f5 was never written",
+        ),
     ],
-    ids=["right", "stored by all", "decides", "from a lane without a value"],
+    ids=[
+        "right",
+        "stored by all",
+        "decides",
+        "from a lane without a value",
+        "added to itself",
+        "shuffled into itself",
+    ],
 )
 def test_reports_what_was_never_written_where_it_matters(
     edit: str, replacement: str, message: str | None

@@ -112,6 +112,19 @@ def test_flags_are_put_back(restored: None, matmul: str, cudnn: bool) -> None:
     assert settings() == before
 
 
+def test_the_last_to_leave_puts_the_flags_back(restored: None) -> None:
+    """As two threads do that overlap: first in, second in, first out, second out."""
+    torch.set_float32_matmul_precision("medium")
+    before = settings()
+    first, second = full_float32(), full_float32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert full(settings())
+    second.__exit__(None, None, None)
+    assert settings() == before
+
+
 @pytest.mark.skipif(
     not hasattr(torch.backends, "fp32_precision"), reason="torch has settings by operator since 2.9"
 )

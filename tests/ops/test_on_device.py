@@ -114,6 +114,14 @@ def test_population_norm(name: str) -> None:
 
 
 @needs_cuda
+def test_population_norm_in_double_precision() -> None:
+    """As the check of candidates that share a batch runs it."""
+    x, *rest = norm.CASES["images"].arguments()
+    result = population_norm(*(to_device(tensor) for tensor in (x.double(), *rest)))
+    assert norm.error(result.cpu(), x.double(), *rest) <= norm.TOLERANCE[torch.float64]
+
+
+@needs_cuda
 def test_answers_are_on_the_device_of_the_points() -> None:
     points, offsets = torch.rand(20, 3, device="cuda"), torch.tensor([0, 20], device="cuda")
     assert crowding_distance(points, offsets).device == points.device
