@@ -219,7 +219,7 @@ def search(
         raise TypeError(
             f"search: graph: expected what mdcp_fast.trace returns, got {type(graph).__name__}"
         )
-    budgets, several = parsed_budgets(macs, params)
+    budgets, several = parsed_budgets(graph, {"macs": macs, "params": params})
     how = resolve_method(
         preset,
         calibration is not None,
