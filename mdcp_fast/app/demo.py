@@ -29,6 +29,7 @@ from mdcp_fast.app.datasets import Data, load_data
 from mdcp_fast.app.latency import measure_latency
 from mdcp_fast.app.models import load_weights, make_model
 from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.serialization import save
@@ -140,7 +141,7 @@ def run_demo(
     with clock("trace", f"Tracing {model}"):
         graph = trace(dense, torch.zeros(1, *parts.input_shape, device=device))
         # What cannot be met should be known before training.
-        search(graph, macs=macs, population=4, generations=1, seed=seed)
+        search(graph, macs=macs, evaluator=TableEvaluator(population=4, generations=1), seed=seed)
     threads = 1 if graph.macs < SMALL_NETWORK else torch.get_num_threads()
     settings: dict[str, Any] = {
         "model": model,
