@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mdcp_fast import Descriptors
-from mdcp_fast.ops.evolution import Evolution
-from mdcp_fast.planning.selection import Clusters
+from mdcp_fast import Clusters, Descriptors, Evolution
 
 SCALE, RATE = 0.5, 0.9
 

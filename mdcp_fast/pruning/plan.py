@@ -17,6 +17,7 @@ from mdcp_fast.tracing.axes import Axis, FixedAxis
 from mdcp_fast.tracing.graph import ChannelGraph, left_whole
 
 FORMAT = 2
+WORDS = {"macs": "MACs", "params": "parameters"}  # for costs, in text
 OLD_COSTS = ("macs", "params")  # the fields of format 1, each with a twin for the dense network
 
 
@@ -310,11 +311,12 @@ class PruningPlan:
         return hash(self.to_json())
 
     def __str__(self) -> str:
-        macs, params = self.macs / max(self.dense_macs, 1), self.params / max(self.dense_params, 1)
-        lines = [
-            f"PruningPlan: {self.macs:,} of {self.dense_macs:,} MACs ({macs:.1%}), "
-            f"{self.params:,} of {self.dense_params:,} parameters ({params:.1%})"
+        costs = [
+            f"{cost:,} of {self.dense_costs[name]:,} {WORDS.get(name, name)} "
+            f"({cost / max(self.dense_costs[name], 1):.1%})"
+            for name, cost in self.costs.items()
         ]
+        lines = [f"PruningPlan: {', '.join(costs)}"]
         wide = max((len(axis.name) for axis in self.axes), default=0)
         for axis in self.axes:
             note = f"  ({axis.reason})" if axis.reason else ""
@@ -329,9 +331,8 @@ def _costs_in(data: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
         dense = {name: data[f"dense_{name}"] for name in OLD_COSTS}
     elif data["format"] == FORMAT:
         pruned, dense = data["costs"], data["dense_costs"]
-        for costs in (pruned, dense):
-            if not {*OLD_COSTS} <= {*costs}:
-                raise ValueError(f"costs {', '.join(OLD_COSTS)}, got {', '.join(costs)}")
+        if pruned.keys() != dense.keys() or not {*OLD_COSTS} <= {*pruned}:
+            raise ValueError(f"costs {', '.join(OLD_COSTS)}, got {', '.join(pruned)}")
     else:
         raise ValueError(f"a format from 1 to {FORMAT}, got {data['format']!r}")
     both = [{str(name): int(value) for name, value in one.items()} for one in (pruned, dense)]

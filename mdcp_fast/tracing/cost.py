@@ -1,7 +1,7 @@
 """What a network costs, as a function of its axis widths.
 
-Costs go by name. What an entry of a parameter costs is one function of `COSTS`, and everything else
-follows from it: the traced network's cost model, budgets of that name in `search`, and the plan.
+Costs go by name. What an entry of a parameter costs is one function, and everything else follows
+from it: the traced network's cost model, budgets of that name in `search`, and the plan.
 """
 
 from __future__ import annotations
@@ -35,22 +35,49 @@ class ParameterUse:
     multiplications: int
 
 
-Cost = Callable[[ParameterUse], int]  # what each entry of a parameter costs, at least 0
+Cost = Callable[[ParameterUse], int]
+COSTS: dict[str, Cost] = {}  # by name, in the order of cost models
 
 
+def register_cost(cost: Cost) -> Cost:
+    """Makes a function a quantity that can be budgeted, under the function's name.
+
+    Networks that are traced afterwards have it in `graph.costs`, their plans in `plan.costs`, and
+    `search` takes budgets of that name, as it does of "macs" and "params":
+
+        @mdcp_fast.register_cost
+        def weight_bytes(use):
+            return use.tensor.element_size()
+
+        plan = mdcp_fast.search(mdcp_fast.trace(model, inputs), weight_bytes=0.5)
+
+    Args:
+        cost: What each entry of a parameter costs, a whole number from 0: a function of its
+            `ParameterUse`.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: There is another one of that name.
+    """
+    name = cost.__name__
+    if name in COSTS:
+        raise ValueError(f"register_cost: cost: expected a new name, got {name!r}")
+    COSTS[name] = cost
+    return cost
+
+
+@register_cost
 def macs(use: ParameterUse) -> int:
     """Multiply-accumulates."""
     return use.multiplications
 
 
+@register_cost
 def params(use: ParameterUse) -> int:
     """Parameters."""
     return 1
-
-
-# Budgeted quantities by name, in the order of cost models. A network that is traced afterwards has
-# a quantity that is added here, and `search` takes budgets of its name.
-COSTS: dict[str, Cost] = {"macs": macs, "params": params}
 
 
 def macs_by_weight(multiplications: Iterable[Multiplication]) -> dict[str, int]:

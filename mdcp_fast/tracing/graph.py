@@ -27,8 +27,8 @@ class ChannelGraph:
         axes: What may be pruned, in order of execution.
         fixed: What may not, with reasons.
         costs: What the dense network costs by name, in whole numbers: "macs", its
-            multiply-accumulates for `example_inputs`; "params", its parameters; and what else
-            `mdcp_fast.tracing.cost.COSTS` held when it was traced.
+            multiply-accumulates for `example_inputs`; "params", its parameters; and what else was
+            registered when it was traced (`register_cost`).
         cost: The same costs, in the same order, as a function of the axis widths, exact.
         normalized_by: For each weight whose layer a BatchNorm follows directly, the name of that
             running mean.

@@ -11,7 +11,8 @@ from mdcp_fast.planning.method import Method
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.cost import COSTS
+from mdcp_fast.tracing import cost
+from mdcp_fast.tracing.cost import ParameterUse, register_cost
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 
@@ -142,13 +143,21 @@ def test_history_falls_to_the_fitness_of_the_plan(graph: ChannelGraph) -> None:
 
 def test_a_budget_of_any_cost_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new quantity is one function: here bytes, of which a large layer's count double."""
-    monkeypatch.setitem(COSTS, "bytes", lambda use: 8 if "wide" in use.name else 4)
+    monkeypatch.setattr(cost, "COSTS", {**cost.COSTS})
+
+    @register_cost
+    def bytes(use: ParameterUse) -> int:
+        return 8 if "wide" in use.name else 4
+
+    with pytest.raises(ValueError, match="register_cost: cost: expected a new name, got 'bytes'"):
+        register_cost(bytes)
     torch.manual_seed(0)
     graph = trace(Net().eval(), INPUT)
     plan = search(graph, macs=0.9, bytes=0.4)
     assert 0.36 * graph.costs["bytes"] < plan.costs["bytes"] <= 0.4 * graph.costs["bytes"]
     assert plan.macs <= 0.9 * graph.macs and plan.budget == {"macs": 0.9, "bytes": 0.4}
     assert PruningPlan.from_json(plan.to_json()) == plan
+    assert f"{plan.costs['bytes']:,} of {graph.costs['bytes']:,} bytes (" in str(plan)
 
 
 @pytest.mark.parametrize(
