@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from mdcp_fast import PruningPlan, count_macs, finetune, load, prune, save, search, trace
+from mdcp_fast import (
+    Method,
+    NetworkEvaluator,
+    PruningPlan,
+    RefitEvaluator,
+    TableEvaluator,
+    count_macs,
+    finetune,
+    load,
+    prune,
+    save,
+    search,
+    trace,
+)
 from mdcp_fast.tracing.graph import ChannelGraph
 
 IMAGES = 64
@@ -74,15 +88,15 @@ NETWORKS = {
 FROM_WEIGHTS: dict[str, dict[str, Any]] = {
     "table": {},
     "table, two budgets": {"macs": [0.3, 0.6]},
-    "uniform": {"widths": "uniform", "round_to": 8},
-    "weights, medoid": {"descriptor": "weights", "selection": "medoid"},
-    "paper": {"preset": "paper", "population": 16, "generations": 10},
+    "uniform": {"method": replace(Method.quick(), widths="uniform"), "round_to": 8},
+    "weights, medoid": {"method": Method(descriptor="weights", selection="medoid")},
+    "paper": {"preset": "paper", "evaluator": TableEvaluator(16, 10)},
 }
 MEASURED: dict[str, dict[str, Any]] = {
     "best": {},
-    "responses, crowding": {"descriptor": "responses", "selection": "crowding"},
-    "network": {"evaluator": "network", "population": 5, "generations": 2},
-    "fitted": {"evaluator": "fitted", "population": 5, "generations": 1},
+    "responses, crowding": {"method": Method(descriptor="responses", selection="crowding")},
+    "network": {"evaluator": NetworkEvaluator(population=5, generations=2)},
+    "fitted": {"evaluator": RefitEvaluator(population=5, generations=1)},
 }
 
 

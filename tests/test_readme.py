@@ -1,4 +1,4 @@
-"""The README's example runs as it stands, but for a download and the size of network and data."""
+"""The README's examples run as they stand, but for a download and the size of network and data."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SMALLER = {
 }
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    text = README.read_text(encoding="utf-8")
+    code, method = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(code.strip().splitlines()) <= 20
     for full, small in SMALLER.items():
         assert full in code
@@ -34,3 +35,9 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tmp_path / "small.safetensors").stat().st_size > 0
     dense = sum(parameter.numel() for parameter in names["model"].parameters())
     assert sum(parameter.numel() for parameter in names["small"].parameters()) < dense
+
+    exec(compile(method, str(README), "exec"), names)
+    assert names["plan"].settings["selection"] == "Magnitude"
+    norms = names["graph"].weights(names["graph"].axes[1])[0].norm(dim=1)
+    first = names["plan"].axes[1]
+    assert first.kept == tuple(norms.topk(first.width).indices.sort().values.tolist())

@@ -118,16 +118,10 @@ def stages(entry: dict[str, Any], name: str, device: torch.device, size: int, co
         torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
     with now("finetune, 2 epochs of 64 images, resumed at the end"):
         finetune_twice(small, model, images[:64], "bf16" if device.type == "cuda" else "no")
-    for evaluator in ("network", "fitted"):
-        with now(f"search, evaluator={evaluator!r}, 5 candidates, 64 images"):
-            mdcp_fast.search(
-                graph,
-                macs=0.5,
-                calibration=batches[:1],
-                evaluator=evaluator,
-                population=5,
-                generations=1,
-            )
+    for evaluator in (mdcp_fast.NetworkEvaluator, mdcp_fast.RefitEvaluator):
+        with now(f"search, {evaluator.__name__}, 5 candidates, 64 images"):
+            settings = evaluator(population=5, generations=1)
+            mdcp_fast.search(graph, macs=0.5, calibration=batches[:1], evaluator=settings)
     with contextlib.suppress(ImportError), now("torch-pruning by magnitude"):
         torch_pruning(copy.deepcopy(model), batches[0][:1])
 

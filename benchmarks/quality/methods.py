@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from ablations import RandomInCluster, plain_evolution
 from rivals import CRITERIA, Rival
 from subject import Planner, Subject, uniform_widths
 
 from mdcp_fast.planning.descriptors import moments
+from mdcp_fast.planning.method import Method as Search
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 
@@ -58,14 +60,20 @@ def rival(criterion: str, everywhere: bool) -> Planner:
     return plans
 
 
-def searched(needs_data: bool, **options: object) -> Planner:
-    """What `search` finds with these options."""
+def searched(method: Search, *, calibrated: bool) -> Planner:
+    """What `search` finds by a method, with the calibration images or without."""
 
     def plans(subject: Subject, budgets: list[float], seed: int) -> Iterable[PruningPlan]:
-        given = options | ({"calibration": subject.calibration} if needs_data else {})
-        return search(subject.graph, macs=budgets, seed=seed, **given)  # type: ignore[call-overload]
+        batches = subject.calibration if calibrated else None
+        return search(subject.graph, macs=budgets, method=method, calibration=batches, seed=seed)
 
     return plans
+
+
+def random_in_cluster(subject: Subject, budgets: list[float], seed: int) -> Iterable[PruningPlan]:
+    """The paper's method, but any channels of a cluster stay."""
+    method = replace(Search.paper(), selection=RandomInCluster(seed))
+    return search(subject.graph, macs=budgets, method=method, seed=seed)
 
 
 def without_number(number: int) -> Planner:
@@ -81,8 +89,8 @@ def without_number(number: int) -> Planner:
             raise DoesNotApply("the numbers of an axis are mixed by principal components")
         points = described.points.clone()
         points[:, number::3] = 0  # of every layer that writes the axis
-        own = described._replace(points=points)
-        return search(graph, macs=budgets, preset="paper", descriptor=own, seed=seed)
+        method = replace(Search.paper(), descriptor=described._replace(points=points))
+        return search(graph, macs=budgets, method=method, seed=seed)
 
     return plans
 
@@ -97,7 +105,7 @@ def grid() -> dict[str, Method]:
     pairs.remove(("moments", "greedy"))  # greedy takes products, which three numbers do not give
     return {
         f"{descriptor} + {selection}": Method(
-            OURS, searched(True, descriptor=descriptor, selection=selection)
+            OURS, searched(Search(descriptor, selection), calibrated=True)
         )
         for descriptor, selection in pairs
     }
@@ -113,19 +121,24 @@ METHODS: dict[str, Method] = {
         for criterion in CRITERIA
         for everywhere in (True, False)
     },
-    "greedy, uniform widths": Method(OURS, searched(True, widths="uniform"), tuned=True),
-    "paper": Method(OURS, searched(False, preset="paper"), tuned=True),
-    "best": Method(OURS, searched(True, preset="best"), tuned=True),
+    "greedy, uniform widths": Method(
+        OURS, searched(Search(widths="uniform"), calibrated=True), tuned=True
+    ),
+    "paper": Method(OURS, searched(Search.paper(), calibrated=False), tuned=True),
+    "best": Method(OURS, searched(Search.best(), calibrated=True), tuned=True),
     **grid(),
-    "best, widths tried": Method(ABLATION, searched(True, evaluator="fitted")),
-    "best, plain DE": Method(ABLATION, searched(True, evolution="plain")),
+    "best, widths tried": Method(ABLATION, searched(Search(evaluator="fitted"), calibrated=True)),
+    "best, plain DE": Method(
+        ABLATION, searched(Search(evolution=plain_evolution), calibrated=True)
+    ),
     "paper, widths searched": Method(
-        ABLATION, searched(False, preset="paper", widths="searched", clusters="width")
+        ABLATION,
+        searched(replace(Search.paper(), widths="searched", clusters="width"), calibrated=False),
     ),
-    "paper, plain DE": Method(ABLATION, searched(False, preset="paper", evolution="plain")),
-    "paper, random in cluster": Method(
-        ABLATION, searched(False, preset="paper", selection="random"), SEEDS
+    "paper, plain DE": Method(
+        ABLATION, searched(replace(Search.paper(), evolution=plain_evolution), calibrated=False)
     ),
+    "paper, random in cluster": Method(ABLATION, random_in_cluster, SEEDS),
     **{
         f"paper without {name}": Method(ABLATION, without_number(number))
         for number, name in enumerate(("mean", "variance", "cosine"))

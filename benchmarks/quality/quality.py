@@ -5,8 +5,8 @@ python benchmarks/quality run           ResNet-20 and a VGG on Fashion-MNIST, no
 python benchmarks/quality run --tune    with fine-tuning, after all the rest
 python benchmarks/quality report        tables (the README's too) and figures from the results
 
-A run that was killed goes on where it stopped. See `subject`, `methods`, `rivals` and `treatment`
-for what each of these is.
+A run that was killed goes on where it stopped. See `subject`, `methods`, `rivals`,
+`ablations` and `treatment` for what each of these is.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pruned_networks import INPUT, NETWORKS, network, share_of_macs, torch_pruni
 from torch import nn
 
 from mdcp_fast import PruningPlan
-from mdcp_fast.planning import channels, search
+from mdcp_fast.planning import channels, descriptors, search, widths
 from mdcp_fast.pruning import prune
 from mdcp_fast.tracing import graph, trace
 
@@ -29,10 +29,10 @@ PARTS: list[Part] = [
     ("MACs, by one forward pass", trace, "count_macs"),
     ("cost model", graph, "cost_model"),
     ("checks against the zeroed network", trace, "failing_axes"),
-    ("statistics", channels, "moments"),
+    ("statistics", descriptors, "moments"),
     ("clusters, crowding, loss table", channels, "loss_table"),
-    ("relaxation", search, "relaxed_widths"),
-    ("evolution", search, "differential_evolution"),
+    ("relaxation", widths, "relaxed_widths"),
+    ("evolution", search, "widths_by_table"),
     ("the plan", PruningPlan, "build"),
     ("removal", prune, "remove"),
 ]

@@ -29,9 +29,12 @@ from mdcp_fast.app.datasets import Data, load_data
 from mdcp_fast.app.latency import measure_latency
 from mdcp_fast.app.models import load_weights, make_model
 from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.search import search
+from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.serialization import save
+from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 from mdcp_fast.training.evaluation import evaluate
 from mdcp_fast.training.finetune import finetune
@@ -140,7 +143,7 @@ def run_demo(
     with clock("trace", f"Tracing {model}"):
         graph = trace(dense, torch.zeros(1, *parts.input_shape, device=device))
         # What cannot be met should be known before training.
-        search(graph, macs=macs, population=4, generations=1, seed=seed)
+        search(graph, macs=macs, evaluator=TableEvaluator(population=4, generations=1), seed=seed)
     threads = 1 if graph.macs < SMALL_NETWORK else torch.get_num_threads()
     settings: dict[str, Any] = {
         "model": model,
@@ -153,38 +156,7 @@ def run_demo(
     }
 
     with _threads(threads):
-        training: dict[str, Any] = {
-            "validation": parts.validation,
-            "epochs": epochs,
-            "batch_size": BATCH,
-            "lr": LEARNING_RATE,
-            "weight_decay": WEIGHT_DECAY,
-            "seed": seed,
-            "progress": progress,
-        }
-        if weights is None:
-            with clock("train", f"Training it on {data}, {epochs} epochs"):
-                finetune(dense, parts.train, **training)
-        with clock("search", f"Searching which channels stay within {macs:.0%} of the MACs"):
-            plan = search(graph, macs=macs, seed=seed)
-        with clock("prune", "Pruning, and compensating for what was pruned"):
-            dropped = prune(graph, plan)
-            calibration = _calibration(parts, seed)
-            compensated = prune(graph, plan, calibration=calibration, check=False)
-        finetuned = copy.deepcopy(compensated)
-        with clock("finetune", f"Fine-tuning, taught by the dense network, {epochs} epochs"):
-            finetune(
-                finetuned,
-                parts.train,
-                teacher=dense,
-                **training,
-            )
-        networks = {
-            "dense": dense,
-            "pruned": dropped,
-            "compensated": compensated,
-            "finetuned": finetuned,
-        }
+        networks, plan = _all_stages(dense, graph, parts, settings, macs, clock, progress)
         with clock("measure", "Measuring accuracy on the test data, and latency on the CPU"):
             batch = _latency_batch(parts, BATCH if graph.macs < SMALL_NETWORK else 1)
             stages = _measured(networks, parts, batch)
@@ -196,12 +168,53 @@ def run_demo(
         figures.figure_convergence(out / "convergence.png", plan)
         figures.figure_descriptors(out / "descriptors.png", graph, plan)
         figures.figure_accuracy(out / "accuracy.png", fields)
-        save(out / "model.safetensors", finetuned.cpu(), plan)
+        save(out / "model.safetensors", networks["finetuned"].cpu(), plan)
         _write(out / "plan.json", plan.to_json())
     settings["latency_batch"] = len(batch)
     result = {**fields, "budget": plan.budget, "seconds": clock.seconds, "settings": settings}
     _write(out / "result.json", json.dumps(result, indent=2))
     return result
+
+
+def _all_stages(
+    dense: nn.Module,
+    graph: ChannelGraph,
+    parts: Data,
+    settings: dict[str, Any],
+    macs: float,
+    clock: _Clock,
+    progress: bool,
+) -> tuple[dict[str, nn.Module], PruningPlan]:
+    """Trains the dense network where it has no weights yet; the networks by stage, and the plan."""
+    epochs, seed = settings["epochs"], settings["seed"]
+    training: dict[str, Any] = {
+        "validation": parts.validation,
+        "epochs": epochs,
+        "batch_size": BATCH,
+        "lr": LEARNING_RATE,
+        "weight_decay": WEIGHT_DECAY,
+        "seed": seed,
+        "progress": progress,
+    }
+    if settings["weights"] is None:
+        with clock("train", f"Training it on {settings['data']}, {epochs} epochs"):
+            finetune(dense, parts.train, **training)
+    with clock("search", f"Searching which channels stay within {macs:.0%} of the MACs"):
+        plan = search(graph, macs=macs, seed=seed)
+    with clock("prune", "Pruning, and compensating for what was pruned"):
+        dropped = prune(graph, plan)
+        calibration = _calibration(parts, seed)
+        compensated = prune(graph, plan, calibration=calibration, check=False)
+    finetuned = copy.deepcopy(compensated)
+    with clock("finetune", f"Fine-tuning, taught by the dense network, {epochs} epochs"):
+        finetune(finetuned, parts.train, teacher=dense, **training)
+    networks = {
+        "dense": dense,
+        "pruned": dropped,
+        "compensated": compensated,
+        "finetuned": finetuned,
+    }
+    return networks, plan
 
 
 def _measured(networks: dict[str, nn.Module], parts: Data, batch: Tensor) -> dict[str, Stage]:

@@ -212,39 +212,6 @@ class LShade:
             self._alive = left
 
 
-class PlainDE(LShade):
-    """Differential evolution as first published: rand/1/bin with constant scale and rate.
-
-    To measure what L-SHADE adds to it.
-
-    Source: R. Storn and K. Price, "Differential evolution", Journal of Global Optimization 11,
-    1997.
-    """
-
-    SCALE, RATE = 0.5, 0.9
-
-    def _mutate(self) -> None:
-        members = self.state.members
-        _, n, width = members.shape
-        chance = _uniform(self._generators, n, width + 1)
-        # Three others, all different: the order of random keys, the member itself last.
-        keys = _uniform(self._generators, n, n) + 2 * torch.eye(n, dtype=torch.float64)
-        first, second, third = keys.argsort(dim=2)[..., :3].unbind(2)
-        mutant = _rows(members, first) + self.SCALE * (
-            _rows(members, second) - _rows(members, third)
-        )
-        mutant = torch.minimum(torch.maximum(mutant, self.state.bottom), self.state.top)
-        crossed = chance[..., 1:] < self.RATE
-        crossed.scatter_(2, (chance[..., 0] * width).long().unsqueeze(2), True)
-        self.state.trials.copy_(torch.where(crossed, mutant, members))
-
-    def _remember(self, fitness: Tensor) -> None:
-        pass
-
-    def _shrink(self) -> None:
-        pass
-
-
 def differential_evolution(
     evaluate: Evaluate,
     low: Tensor,
@@ -255,7 +222,6 @@ def differential_evolution(
     seeds: Sequence[int] = (0,),
     initial: Tensor | None = None,
     descent: bool = True,
-    algorithm: type[LShade] = LShade,
 ) -> Evolution:
     """Minimises a function of integers with L-SHADE and a descent from the best candidate.
 
@@ -270,7 +236,6 @@ def differential_evolution(
         seeds: One for each run.
         initial: int64 [runs, candidates, D], candidates to start with.
         descent: Go on with `descend` from the best candidate.
-        algorithm: `LShade` or `PlainDE`.
 
     Returns:
         The best of every run, its fitness, and the history.
@@ -284,7 +249,7 @@ def differential_evolution(
         raise ValueError(
             f"differential_evolution: generations: expected at least 1, got {generations}"
         )
-    run = algorithm(
+    run = LShade(
         low,
         high,
         population=population,
@@ -356,11 +321,6 @@ def descend(
             best.data_ptr(), fitness.data_ptr(), idle.data_ptr(),
         )  # fmt: skip
     return best, fitness, evaluated
-
-
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """table [runs, rows, D], index [runs, n] -> [runs, n, D]."""
-    return table.gather(1, index.unsqueeze(2).expand(-1, -1, table.shape[2]))
 
 
 def _seeded(seeds: Sequence[int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from mdcp_fast.ops.evaluate_population import CostModel
 from mdcp_fast.tracing.axes import Axis
 from mdcp_fast.tracing.graph import ChannelGraph
 
-COSTS = ("macs", "params")  # in the order of the cost model
 SHARES = 256  # uniform widths that are tried
 HALVINGS = 40  # of the interval in which a common factor of all widths lies
 
@@ -104,12 +103,17 @@ def _below(wanted: Tensor, choices: Sequence[Tensor]) -> Tensor:
     return torch.stack(columns, -1).clamp_min(0)
 
 
-def parsed_budgets(macs: Any, params: Any) -> tuple[list[dict[str, float]], bool]:
+def parsed_budgets(
+    graph: ChannelGraph, budgets: Mapping[str, Any]
+) -> tuple[list[dict[str, float]], bool]:
     """Every wanted budget as {"macs": fraction, ...}, and whether a list of them was asked for."""
-    given = {name: value for name, value in zip(COSTS, (macs, params), strict=True)}
-    given = {name: value for name, value in given.items() if value is not None}
+    known = ", ".join(graph.costs)
+    for name in budgets:
+        if name not in graph.costs:
+            raise TypeError(f"search: expected options of search or costs ({known}), got {name!r}")
+    given = {name: budgets[name] for name in graph.costs if budgets.get(name) is not None}
     if not given:
-        raise ValueError("search: macs, params: expected at least one budget, got none")
+        raise ValueError(f"search: {known}: expected at least one budget, got none")
     lists = {
         name: list(value)
         for name, value in given.items()
@@ -118,15 +122,15 @@ def parsed_budgets(macs: Any, params: Any) -> tuple[list[dict[str, float]], bool
     lengths = {len(value) for value in lists.values()}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(
-            "search: macs, params: expected lists of the same length, at least 1, got "
+            f"search: {', '.join(lists)}: expected lists of the same length, at least 1, got "
             f"{' and '.join(str(len(value)) for value in lists.values())}"
         )
     count = lengths.pop() if lengths else 1
     columns = {name: lists.get(name, [value] * count) for name, value in given.items()}
-    budgets = [
+    parsed = [
         {name: _fraction(name, column[i]) for name, column in columns.items()} for i in range(count)
     ]
-    return budgets, bool(lists)
+    return parsed, bool(lists)
 
 
 def _fraction(name: str, value: Any) -> float:
@@ -183,16 +187,16 @@ def limits_of(
     choices: Sequence[Tensor],
     notes: dict[str, str],
 ) -> Tensor:
-    """The most of each cost in numbers: int64 [budgets, costs]."""
-    dense = dict(zip(COSTS, (graph.macs, graph.params), strict=True))
-    least = graph.cost.evaluate(torch.stack([one[0] for one in choices])).tolist()
+    """The most of each cost in numbers: int64 [budgets, costs], costs in the graph's order."""
+    least = graph.costs_at(torch.stack([one[0] for one in choices]))
     rows = []
     for budget in budgets:
         row = []
-        for name, smallest in zip(COSTS, least, strict=True):
-            limit = math.floor(budget.get(name, 1.0) * dense[name])
+        for name, smallest in least.items():
+            dense = graph.costs[name]
+            limit = math.floor(budget.get(name, 1.0) * dense)
             if limit < smallest:
-                possible = math.ceil(smallest / dense[name] * 1e4) / 1e4
+                possible = math.ceil(smallest / dense * 1e4) / 1e4
                 whole = "".join(f"; {axis}: {note}" for axis, note in notes.items())
                 raise ValueError(
                     f"search: {name}: expected at least {possible:g}, which keeps the smallest "

@@ -7,19 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.ops.evaluate_population import LossTable
-from mdcp_fast.planning.descriptors import Descriptors, moments, responses, weights
-from mdcp_fast.planning.fisher import output_fisher
+from mdcp_fast.planning.calibration_data import CalibrationData
+from mdcp_fast.planning.descriptors import Descriptors, Reconstructs
 from mdcp_fast.planning.loss_table import loss_table, ridge_table
-from mdcp_fast.planning.method import Method
-from mdcp_fast.planning.reconstruction import (
-    ReconstructionError,
-    errors_from_inputs,
-    errors_from_weights,
-)
+from mdcp_fast.planning.method import ResolvedMethod
 from mdcp_fast.planning.selection import Chooser, Clustered, Nested
-from mdcp_fast.pruning.input_moments import collect_grams
 from mdcp_fast.tracing.graph import ChannelGraph
 
 
@@ -29,44 +22,34 @@ class ChannelScorer:
     Args:
         graph: The traced network.
         how: The method.
-        batches: Calibration batches, or None.
-        own: The points, where `how.descriptor` is "given".
-        seed: Of seeding and of selection at random.
+        calibration: Batches and what they say, or None.
+        seed: Of seeding.
+
+    Attributes:
+        choose: Says which channels stay.
+        descriptors: The channels as points; None with greedy selection.
     """
 
     def __init__(
         self,
         graph: ChannelGraph,
-        how: Method,
-        batches: Sequence[Inputs] | None,
-        own: Descriptors | None = None,
+        how: ResolvedMethod,
+        calibration: CalibrationData | None,
         seed: int = 0,
     ) -> None:
-        self.graph, self.method = graph, how
+        self.graph, self.method, self._calibration = graph, how, calibration
+        self.choose: Chooser
         self.descriptors: Descriptors | None = None
-        self._errors: list[list[ReconstructionError]] | None = None
-        measured = how.descriptor == "responses" or how.widths == "searched"
-        if batches is not None and measured:
-            self._errors = errors_from_batches(graph, batches)
-        if how.selection == "greedy":
-            from_weights = how.descriptor == "weights"
-            errors = errors_from_weights(graph) if from_weights else self._errors
-            assert errors is not None
-            self.choose: Chooser = Nested(errors, graph.widths)
+        if how.rule is None:
+            assert isinstance(how.descriptor, Reconstructs)
+            self._errors = how.descriptor.reconstruction_errors(graph, calibration)
+            self.choose = Nested(self._errors, graph.widths)
         else:
-            self.descriptors = self._described(own)
+            self.descriptors = how.descriptor.describe(graph, calibration)
+            _check_points(graph, self.descriptors)
             self.choose = Clustered(
-                self.descriptors, how.channels_per_cluster, how.selection, how.seeding, seed
+                self.descriptors, how.channels_per_cluster, how.rule, how.seeding, seed
             )
-
-    def _described(self, own: Descriptors | None) -> Descriptors:
-        if own is not None:
-            _check_points(self.graph, own)
-            return own
-        if self.method.descriptor == "responses":
-            assert self._errors is not None
-            return responses(self.graph, self._errors)
-        return weights(self.graph) if self.method.descriptor == "weights" else moments(self.graph)
 
     def losses(self, choices: Sequence[Tensor]) -> LossTable:
         """What every axis loses at every width.
@@ -76,37 +59,23 @@ class ChannelScorer:
         Args:
             choices: For each axis the widths that may be chosen.
         """
-        by_order = isinstance(self.choose, Nested) and (
-            self._errors is None or self.method.descriptor == "responses"
-        )
-        if by_order:
-            return self.choose.table()  # type: ignore[attr-defined]
-        if self._errors is not None:
-            return ridge_table(self._errors, self.graph.widths, choices, self.choose)
+        measured = None
+        if self._calibration is not None:
+            measured = self._calibration.reconstruction_errors
+        if isinstance(self.choose, Nested) and (measured is None or self._errors is measured):
+            return self.choose.table()
+        if measured is not None:
+            return ridge_table(measured, self.graph.widths, choices, self.choose)
         assert self.descriptors is not None
         return loss_table(self.descriptors, choices, self.choose)
 
 
-def errors_from_batches(
-    graph: ChannelGraph, batches: Sequence[Inputs]
-) -> list[list[ReconstructionError]]:
-    """What calibration batches say of every axis: see `errors_from_inputs`."""
-    consumers, _ = collect_grams(graph, batches)
-    for consumer in consumers:
-        if consumer.gram is not None and not consumer.usable:
-            raise ValueError(
-                "search: calibration: expected inputs for which what the dense network's layers "
-                f"read is finite, got NaN or infinities at {consumer.weight}"
-            )
-    return errors_from_inputs(graph, consumers, output_fisher(graph, consumers, batches))
-
-
-def _check_points(graph: ChannelGraph, own: Descriptors) -> None:
+def _check_points(graph: ChannelGraph, described: Descriptors) -> None:
     wanted = graph.widths.tolist()
-    if own.offsets.diff().tolist() != wanted or len(own.points) != sum(wanted):
+    if described.offsets.diff().tolist() != wanted or len(described.points) != sum(wanted):
         raise ValueError(
             f"search: descriptor: expected points for axes of {wanted} channels, got offsets "
-            f"{own.offsets.tolist()} for {len(own.points)} points"
+            f"{described.offsets.tolist()} for {len(described.points)} points"
         )
-    if not bool(torch.isfinite(own.points).all()):
+    if not bool(torch.isfinite(described.points).all()):
         raise ValueError("search: descriptor: expected finite points, got NaN or infinities")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdcp_fast.ops.evolution import differential_evolution
 from mdcp_fast.ops.kmeans import kmeans
 from mdcp_fast.planning.budgets import Grid
 from mdcp_fast.planning.channels import ChannelScorer
 from mdcp_fast.planning.descriptors import Descriptors
-from mdcp_fast.planning.method import ALGORITHMS
 from mdcp_fast.planning.selection import Selection, select
 
 NUMBERS = 64  # of clusters that are tried for an axis
@@ -59,37 +57,34 @@ def cluster_numbers(
     return numbers, qualities
 
 
-def searched_clusters(
-    scorer: ChannelScorer, width: Tensor, size: tuple[int, int], seed: int
-) -> tuple[Selection, Tensor]:
+def searched_clusters(scorer: ChannelScorer, width: Tensor, seed: int) -> tuple[Selection, Tensor]:
     """The channels that stay at the best numbers of clusters, and the search's history.
 
     Args:
         scorer: Of the traced network.
         width: int64 [axes].
-        size: Population and generations of the evolution.
+        seed: Of the evolution and of k-means.
     """
     how, points = scorer.method, scorer.descriptors
-    assert points is not None
+    assert points is not None and how.rule is not None
     numbers, qualities = cluster_numbers(points, width, init=how.seeding, seed=seed)
     grid = Grid(numbers)
     worse = torch.cat([1 - one for one in qualities])
-    found = differential_evolution(
+    found = how.minimize(
         lambda candidates: worse[grid.start + candidates].sum(-1),
         torch.zeros_like(grid.high),
         grid.high,
-        population=size[0],
-        generations=size[1],
+        population=how.evaluator.population,
+        generations=how.evaluator.generations,
         seeds=[seed],
-        descent=how.evolution != "plain",
-        algorithm=ALGORITHMS[how.evolution],
+        initial=None,
     )
     chosen = select(
         points,
         torch.arange(len(width)),
         width,
         clusters=grid.widths(found.best)[0],
-        rule=how.selection,
+        rule=how.rule,
         init=how.seeding,
         seed=seed,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mdcp_fast.ops.channel_statistics import channel_statistics
 from mdcp_fast.ops.kmeans import MAX_DIMENSIONS
+from mdcp_fast.planning.calibration_data import CalibrationData
 from mdcp_fast.planning.folded_weights import folded_weights
-from mdcp_fast.planning.reconstruction import ReconstructionError
+from mdcp_fast.planning.reconstruction import ReconstructionError, errors_from_weights
 from mdcp_fast.tracing.graph import ChannelGraph
 
 NUMBERS = ("mean", "variance", "cosine")  # of `moments`, in the order of channel_statistics
@@ -25,6 +26,8 @@ SWEEPS = 12  # of subspace iteration above
 class Descriptors(NamedTuple):
     """The channels of all axes as points, packed axis after axis.
 
+    Points that are there already describe a network, too: they are a `Descriptor`.
+
     Attributes:
         points: float32 [N, D], N the sum of the axes' channels; columns an axis does not use are 0.
         offsets: int64 [axes + 1], bounds of each axis's points.
@@ -34,6 +37,84 @@ class Descriptors(NamedTuple):
     points: Tensor
     offsets: Tensor
     norms: Tensor
+
+    def describe(self, graph: ChannelGraph, calibration: CalibrationData | None) -> Descriptors:
+        """Themselves."""
+        return self
+
+
+class Descriptor(Protocol):
+    """Describes channels by points, which are then clustered: what `Method.descriptor` takes.
+
+    Any object with this method will do. One that also has `reconstruction_errors`, with the same
+    arguments, goes with selection="greedy": see `Reconstructs`.
+    """
+
+    def describe(self, graph: ChannelGraph, calibration: CalibrationData | None) -> Descriptors:
+        """Describes every channel of every axis of a network.
+
+        Args:
+            graph: What `trace` returned; `graph.weights(axis)` are the filters of an axis.
+            calibration: Batches and what they say of the channels; None without any.
+
+        Returns:
+            Points of dimension D <= 16 for all of `graph.axes`, in their order.
+        """
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A descriptor that also says what is lost of a channel that others replace."""
+
+    def reconstruction_errors(
+        self, graph: ChannelGraph, calibration: CalibrationData | None
+    ) -> Sequence[Sequence[ReconstructionError]]:
+        """For every axis at least one error."""
+        ...
+
+
+class Moments:
+    """The paper's three numbers: see `moments`."""
+
+    def describe(self, graph: ChannelGraph, calibration: CalibrationData | None) -> Descriptors:
+        return moments(graph)
+
+
+class Weights:
+    """The filters that write a channel, BatchNorm folded in: see `weights`."""
+
+    def describe(self, graph: ChannelGraph, calibration: CalibrationData | None) -> Descriptors:
+        return weights(graph)
+
+    def reconstruction_errors(
+        self, graph: ChannelGraph, calibration: CalibrationData | None
+    ) -> Sequence[Sequence[ReconstructionError]]:
+        return errors_from_weights(graph)
+
+
+class Responses:
+    """What a channel adds to the outputs of the layers that read it: see `responses`."""
+
+    def describe(self, graph: ChannelGraph, calibration: CalibrationData | None) -> Descriptors:
+        return responses(graph, self.reconstruction_errors(graph, calibration))
+
+    def reconstruction_errors(
+        self, graph: ChannelGraph, calibration: CalibrationData | None
+    ) -> Sequence[Sequence[ReconstructionError]]:
+        if calibration is None:
+            raise ValueError(
+                "search: calibration: expected batches, since descriptor='responses' is measured "
+                "on them, got None"
+            )
+        return calibration.reconstruction_errors
+
+
+DESCRIPTORS: dict[str, Descriptor] = {
+    "moments": Moments(),
+    "weights": Weights(),
+    "responses": Responses(),
+}
 
 
 def moments(graph: ChannelGraph, numbers: Sequence[str] = NUMBERS) -> Descriptors:

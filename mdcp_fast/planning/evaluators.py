@@ -1,198 +1,207 @@
-"""Scores pruning candidates by what the network answers: what all ways to run them share."""
+"""What widths are chosen by: a table of losses, or networks that are run on calibration batches.
+
+The classes here are settings, plain values that `Method.evaluator` takes. Those that run networks
+make the judge that scores candidates, and say how to search by it.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers, tensors_in
-from mdcp_fast.ops.evaluate_population import LossTable, PopulationFitness
-from mdcp_fast.planning.selection import Chooser
-from mdcp_fast.pruning.calibration import samples_in
-from mdcp_fast.tracing.graph import ChannelGraph
-
-CEILING = 1e6  # the most that a feasible candidate can score; any other scores more
-
-
-class KeptChannels:
-    """Which channels of an axis stay at a width, each found once.
-
-    Args:
-        channels: int64 [axes].
-        choose: Says which stay.
-    """
-
-    def __init__(self, channels: Tensor, choose: Chooser) -> None:
-        self._channels, self._choose = channels, choose
-        self._known: dict[tuple[int, int], Tensor] = {}
-
-    def __call__(self, widths: Tensor) -> list[Tensor]:
-        """Masks of every axis, bool [candidates, channels].
-
-        Args:
-            widths: int64 [candidates, axes].
-        """
-        wanted = {(a, int(w)) for row in widths.tolist() for a, w in enumerate(row)}
-        jobs = sorted(wanted - self._known.keys())
-        if jobs:
-            axis, width = torch.tensor(jobs).unbind(1)
-            found = self._choose(axis, width)
-            sizes = self._channels[axis].tolist()
-            for job, size, kept in zip(jobs, sizes, found.kept.split(width.tolist()), strict=True):
-                mask = torch.zeros(size, dtype=torch.bool)
-                mask[kept] = True
-                self._known[job] = mask
-        return [
-            torch.stack([self._known[a, w] for w in column])
-            for a, column in enumerate(widths.T.tolist())
-        ]
+from mdcp_fast.ops.evolution import SMALLEST, descend, differential_evolution
+from mdcp_fast.planning.budgets import Grid, indices
+from mdcp_fast.planning.calibration_data import CalibrationData
+from mdcp_fast.planning.judge import AnswerJudge, KeptChannels
+from mdcp_fast.planning.masked import MEMORY, MaskedJudge
+from mdcp_fast.planning.refit_evaluator import RefitJudge, evolve_widths
+from mdcp_fast.planning.widths import WidthProblem, Widths
 
 
-class AnswerEvaluator(ABC):
-    """Fitness of candidates by what a network says on calibration batches.
+@dataclass(frozen=True)
+class TableEvaluator:
+    """Widths are chosen by a table of what every axis loses at every width.
 
-    A candidate within its run's budgets scores the mean over the samples of the divergence
-    KL(dense || candidate) of its class probabilities, or of the cross entropy with the labels. Any
-    other candidate is not run, and scores `CEILING` plus its excesses as fractions of the budgets:
-    feasible beats infeasible, and less excess beats more, as in `evaluate_population`.
-
-    Args:
-        graph: The traced network; not changed.
-        kept: Which channels stay at a width.
-        limits: int64 [runs, costs], the most of each cost.
-        batches: The model's arguments.
-        labels: For each batch its labels, as `torch.nn.functional.cross_entropy` takes them; None
-            to score by divergence.
+    Differential evolution under the budgets, started from a Lagrangian relaxation. The default.
 
     Attributes:
-        together: How many candidates run at a time.
-        forwards: Candidates that were run so far, each on all batches.
-        samples: In all batches.
+        population: Candidates of the evolution's first generation, at least 4.
+        generations: It scores at most `population * generations` candidates.
 
     Raises:
-        TypeError: The network's output holds no tensor.
-        ValueError: Its first tensor is not [batch, classes, ...] with two classes or more, or not
-            finite; labels do not fit it.
+        TypeError, ValueError: A number that is no int, or too small.
     """
 
-    together = 1
+    population: int = 64
+    generations: int = 100
 
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        kept: KeptChannels,
-        limits: Tensor,
-        batches: Sequence[Inputs],
-        *,
-        labels: Sequence[Tensor] | None = None,
-    ) -> None:
-        self._graph, self._kept = graph, kept
-        self._batches, self._labels = list(batches), labels
-        self._scores: dict[tuple[int, ...], float] = {}
-        widths = graph.widths
-        offsets = torch.cat([widths.new_zeros(1), widths.cumsum(0)])
-        no_loss = LossTable(torch.zeros(int(offsets[-1]), dtype=torch.float64), offsets)
-        self._excess = PopulationFitness(no_loss, graph.cost, limits)
-        self.forwards = 0
-        with torch.no_grad(), eval_mode(graph.model), preserve_buffers(graph.model):
-            self._dense = [answers(call(graph.model, batch)).clone() for batch in self._batches]
-        self.samples = sum(len(dense) for dense in self._dense)
-        for batch, dense in zip(self._batches, self._dense, strict=True):
-            samples = samples_in(batch)
-            if len(dense) != samples:
-                raise ValueError(
-                    f"search: evaluator: expected logits for each of the {samples} samples "
-                    f"of a batch, got shape {list(dense.shape)}"
-                )
-            if not bool(dense.isfinite().all()):
-                raise ValueError(
-                    "search: calibration: expected inputs for which the dense network's output "
-                    "is finite, got NaN or infinities"
-                )
-        self._check_labels()
+    name: ClassVar[str] = "table"
+    labels: ClassVar[bool] = False
 
-    def __call__(self, widths: Tensor) -> Tensor:
-        """Scores candidates, lower is better.
-
-        Args:
-            widths: int64 [runs, candidates, axes].
-
-        Returns:
-            float64 [runs, candidates].
-        """
-        excess = self._excess(widths)
-        feasible = widths[excess == 0].tolist()
-        fresh = [one for one in dict.fromkeys(map(tuple, feasible)) if one not in self._scores]
-        for at in range(0, len(fresh), self.together):
-            group = fresh[at : at + self.together]
-            scores = self._run(torch.tensor(group)) / self.samples
-            scores = scores.nan_to_num(CEILING, CEILING, CEILING).clamp_max(CEILING)
-            self._scores.update(zip(group, scores.tolist(), strict=True))
-            self.forwards += len(group)
-        fitness = CEILING + excess
-        fitness[excess == 0] = torch.tensor(
-            [self._scores[tuple(one)] for one in feasible], dtype=torch.float64
-        )
-        return fitness
-
-    @abstractmethod
-    def _run(self, widths: Tensor) -> Tensor:
-        """Sum over all samples of every candidate's loss, float64 [candidates].
-
-        Args:
-            widths: int64 [candidates, axes], at most `together` of them.
-        """
-
-    def _loss(self, index: int, logits: Tensor) -> Tensor:
-        """Sum over a batch's samples of the loss of a candidate's logits, float64 []."""
-        labels = None if self._labels is None else self._labels[index]
-        return _loss(logits, self._dense[index], labels)
-
-    def _check_labels(self) -> None:
-        for dense, labels in zip(self._dense, self._labels or [], strict=False):
-            try:
-                _loss(dense, dense, labels)
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise ValueError(
-                    f"search: calibration: expected labels for outputs of shape "
-                    f"{list(dense.shape)}, as cross entropy takes them, got {labels.dtype} of "
-                    f"shape {list(labels.shape)}: {error}"
-                ) from error
+    def __post_init__(self) -> None:
+        _check_size(self)
 
 
-def answers(output: object) -> Tensor:
-    """The first tensor of a network's output, found to be logits: [batch, classes, ...]."""
-    found = tensors_in(output)
-    if not found:
-        raise TypeError(
-            "search: evaluator: expected a network whose output holds logits, got "
-            f"{type(output).__name__} without a tensor"
-        )
-    logits = found[0]
-    if logits.dim() < 2 or logits.shape[1] < 2 or not logits.is_floating_point():
-        raise ValueError(
-            "search: evaluator: expected logits of shape [batch, classes, ...], two classes or "
-            f"more, as the network's first output, got {logits.dtype} of shape "
-            f"{list(logits.shape)}"
-        )
-    return logits
+@dataclass(frozen=True)
+class NetworkEvaluator:
+    """Widths are chosen by the answers of the dense network with masks, on calibration batches.
 
+    The channels of candidates are masked, BatchNorm normalises by each candidate's own batch
+    statistics, and many candidates share one forward pass. The search starts from the table's plan,
+    the relaxation's and uniform widths, so that its plan scores no worse than theirs. It runs at
+    most `2 * population * generations` candidates, 320 by default, each about as much work as the
+    dense network on all calibration batches; candidates over the budget and ones seen before cost
+    nothing. 128 to 256 samples in batches of 32 to 128 tell widths apart; batches should have 16
+    samples or more, since they stand in for the statistics that BatchNorm is to have.
 
-def _loss(logits: Tensor, dense: Tensor, labels: Tensor | None) -> Tensor:
-    """Sum over the samples, float64: divergence from the dense logits, or cross entropy.
+    Attributes:
+        labels: Score by the cross entropy with the labels of the batches, which are then pairs; by
+            default by the divergence KL(dense || candidate) of the class probabilities, which needs
+            none.
+        memory: Bytes that the activations of a forward pass may take, by default 1 GiB; candidates
+            run in groups that fit. Scratch space inside convolutions comes on top.
+        population: Candidates of the evolution's first generation, at least 4.
+        generations: It scores at most `population * generations` candidates, and the descent that
+            follows at most as many again.
 
-    Where a sample has many places (segmentation), their mean counts.
+    Raises:
+        TypeError, ValueError: A number that is no int, or too small.
     """
-    places = logits[0, 0].numel()
-    if labels is not None:
-        return F.cross_entropy(logits.double(), _double(labels), reduction="sum") / places
-    ours, theirs = (F.log_softmax(one.double(), 1) for one in (logits, dense))
-    return F.kl_div(ours, theirs, reduction="sum", log_target=True) / places
+
+    labels: bool = False
+    memory: int = MEMORY
+    population: int = 16
+    generations: int = 10
+
+    name: ClassVar[str] = "network"
+
+    def __post_init__(self) -> None:
+        _check_size(self)
+        memory = self.memory
+        if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+            raise ValueError(
+                f"NetworkEvaluator: memory: expected a number of bytes (int), got {memory!r}"
+            )
+
+    def judge(
+        self, problem: WidthProblem, kept: KeptChannels, calibration: CalibrationData
+    ) -> AnswerJudge:
+        """What scores candidates."""
+        return MaskedJudge(
+            problem.graph,
+            kept,
+            problem.limits,
+            calibration.batches,
+            labels=calibration.labels,
+            memory=self.memory,
+        )
+
+    def improve(self, judge: AnswerJudge, start: Widths, problem: WidthProblem) -> Widths:
+        """Better widths than those to start with: evolution and descent, few candidates in each."""
+        grid = Grid(problem.choices)
+        low = torch.zeros_like(grid.high)
+        starts = torch.cat(
+            [start.best.unsqueeze(1), problem.uniform().unsqueeze(1), start.relaxed], 1
+        )
+
+        def evaluate(candidates: Tensor) -> Tensor:
+            return judge(grid.widths(candidates))
+
+        found = differential_evolution(
+            evaluate,
+            low,
+            grid.high,
+            population=self.population,
+            generations=self.generations,
+            seeds=problem.seeds,
+            initial=indices(starts, problem.choices),
+            descent=False,
+        )
+        best, fitness, _ = descend(
+            evaluate,
+            found.best,
+            found.fitness,
+            low,
+            grid.high,
+            seeds=problem.seeds,
+            moves=self.population,
+            evaluations=self.population * self.generations,
+        )
+        history = torch.cat([found.history, fitness.unsqueeze(1)], 1)
+        return start._replace(best=grid.widths(best), history=history)
 
 
-def _double(labels: Tensor) -> Tensor:
-    return labels.double() if labels.is_floating_point() else labels
+@dataclass(frozen=True)
+class RefitEvaluator:
+    """Widths are chosen by trial: networks pruned and fitted as `prune` does it.
+
+    The widths from the table are the start of an evolution strategy that prunes and fits the
+    network for every candidate, on three quarters of the calibration samples, and compares its
+    answers on the rest with the dense network's: `population * generations` times, 40 by default,
+    each some two or three times the work of the dense network on all samples. It starts with widths
+    between those and uniform ones, so that its plan scores no worse than either.
+
+    Attributes:
+        labels: Score by the cross entropy with the labels of the batches, which are then pairs; by
+            default by the divergence KL(dense || candidate) of the class probabilities, which needs
+            none.
+        population: Candidates of a generation, at least 4.
+        generations: How many, of which the start is the first.
+
+    Raises:
+        TypeError, ValueError: A number that is no int, or too small.
+    """
+
+    labels: bool = False
+    population: int = 5
+    generations: int = 8
+
+    name: ClassVar[str] = "fitted"
+
+    def __post_init__(self) -> None:
+        _check_size(self)
+
+    def judge(
+        self, problem: WidthProblem, kept: KeptChannels, calibration: CalibrationData
+    ) -> AnswerJudge:
+        """What scores candidates."""
+        return RefitJudge(
+            problem.graph, kept, problem.limits, calibration.batches, labels=calibration.labels
+        )
+
+    def improve(self, judge: AnswerJudge, start: Widths, problem: WidthProblem) -> Widths:
+        """Better widths than those to start with: see `evolve_widths`."""
+        found = evolve_widths(
+            judge,
+            start.best,
+            problem.uniform(),
+            problem.graph.cost,
+            problem.limits,
+            problem.choices,
+            (self.population, self.generations),
+            problem.seed,
+        )
+        return start._replace(best=found.best, history=found.history)
+
+
+Evaluator = TableEvaluator | NetworkEvaluator | RefitEvaluator
+
+
+def _check_size(evaluator: Evaluator) -> None:
+    for name, least in (("population", SMALLEST), ("generations", 1)):
+        value = getattr(evaluator, name)
+        where = f"{type(evaluator).__name__}: {name}"
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{where}: expected an int, got {type(value).__name__}")
+        if value < least:
+            raise ValueError(f"{where}: expected at least {least}, got {value}")
+
+
+EVALUATORS: dict[str, Evaluator] = {
+    "table": TableEvaluator(),
+    "network": NetworkEvaluator(),
+    "fitted": RefitEvaluator(),
+}

@@ -30,7 +30,7 @@ from mdcp_fast.modules.memory import peak_memory
 from mdcp_fast.modules.removal import remove, tensor_of
 from mdcp_fast.modules.verification import relative_difference, scrambled
 from mdcp_fast.ops.population_norm import population_norm
-from mdcp_fast.planning.evaluators import AnswerEvaluator, KeptChannels, answers
+from mdcp_fast.planning.judge import AnswerJudge, KeptChannels, answers
 from mdcp_fast.tracing.graph import ChannelGraph
 
 TOLERANCE = 1e-8  # largest difference, relative to the largest output, from the pruned network
@@ -264,7 +264,7 @@ def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-class NetworkEvaluator(AnswerEvaluator):
+class MaskedJudge(AnswerJudge):
     """Scores candidates on the dense network with the channels that go masked: see its base class.
 
     BatchNorm uses the statistics of the candidate's batch (so a batch should hold 16 samples or

@@ -16,7 +16,7 @@ from mdcp_fast.modules.removal import remove
 from mdcp_fast.ops.evaluate_population import CostModel
 from mdcp_fast.ops.evolution import Evolution
 from mdcp_fast.planning.budgets import scaled_widths
-from mdcp_fast.planning.evaluators import AnswerEvaluator, KeptChannels, answers
+from mdcp_fast.planning.judge import AnswerJudge, KeptChannels, answers
 from mdcp_fast.pruning.batch_norm import recalibrate
 from mdcp_fast.pruning.calibration import samples_in
 from mdcp_fast.pruning.refit import refit
@@ -29,17 +29,17 @@ LONGER, SHORTER = 1.3, 0.8  # what a generation with or without a better child m
 CHANGED = 1 / 3  # share of the axes that a child changes before all are scaled to the budget
 
 
-class RefitEvaluator(AnswerEvaluator):
+class RefitJudge(AnswerJudge):
     """Scores candidates as `prune` leaves them: channels removed, layers fitted anew.
 
     Layers are fitted on three quarters of every batch and the network is scored on the rest, since
     the wider a layer is, the better it fits the samples at hand, and no others. Of batches with
     less than four samples all are used for both. The base class's `samples` are the scored ones.
 
-    Args: see `AnswerEvaluator`.
+    Args: see `AnswerJudge`.
 
     Raises:
-        ValueError: As `AnswerEvaluator`; when called, a BatchNorm gets a single value per channel.
+        ValueError: As `AnswerJudge`; when called, a BatchNorm gets a single value per channel.
     """
 
     def __init__(

@@ -21,8 +21,6 @@ from mdcp_fast.planning.descriptors import Descriptors
 from mdcp_fast.planning.elimination import elimination_order
 from mdcp_fast.planning.reconstruction import ReconstructionError
 
-RULES = ("crowding", "medoid", "random")  # inside a cluster
-
 
 class Selection(NamedTuple):
     """What stays in each job.
@@ -39,6 +37,70 @@ class Selection(NamedTuple):
     clusters: Tensor | None
     widths: Tensor
     channels: Tensor
+
+
+class Clusters(NamedTuple):
+    """The channels of all jobs, in clusters.
+
+    Attributes:
+        rows: int64 [M], M the sum of the jobs' channels: which row of the descriptors each is.
+        labels: int64 [M], its cluster, counted over all jobs; channels of different jobs share
+            none.
+        sizes: int64 [clusters], how many channels each has; some may be empty.
+        centers: float32 [clusters, D], their means.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    sizes: Tensor
+    centers: Tensor
+
+
+class SelectionRule(Protocol):
+    """Says which channels of a cluster stay: what `Method.selection` takes.
+
+    Any object with this method will do. With a large `Method.channels_per_cluster` there is but one
+    cluster: the rule then is an importance of channels.
+    """
+
+    def scores(self, descriptors: Descriptors, clusters: Clusters) -> Tensor:
+        """How much each channel is worth keeping; in a cluster the largest scores stay.
+
+        The channels of one axis come once for each width that is asked for, in clusters of their
+        own each time. How many of a cluster stay is not the rule's to say. Among equal scores the
+        largest norm stays, then the smallest index.
+
+        Args:
+            descriptors: The channels of all axes as points.
+            clusters: The channels to score, M of them.
+
+        Returns:
+            Floating point [M], infinities allowed.
+        """
+        ...
+
+
+class Crowding:
+    """The largest NSGA-II crowding distance stays."""
+
+    def scores(self, descriptors: Descriptors, clusters: Clusters) -> Tensor:
+        by_cluster = clusters.labels.argsort(stable=True)
+        scores = torch.empty(len(by_cluster), dtype=torch.float32)
+        points = descriptors.points[clusters.rows[by_cluster]]
+        scores[by_cluster] = crowding_distance(points, _bounds(clusters.sizes))
+        return scores
+
+
+class Medoid:
+    """The channels nearest to the cluster's centre stay."""
+
+    def scores(self, descriptors: Descriptors, clusters: Clusters) -> Tensor:
+        points = descriptors.points[clusters.rows].double()
+        return -(points - clusters.centers[clusters.labels].double()).square().sum(1)
+
+
+CROWDING = Crowding()
+RULES: dict[str, SelectionRule] = {"crowding": CROWDING, "medoid": Medoid()}
 
 
 class Chooser(Protocol):
@@ -60,7 +122,7 @@ class Clustered:
 
     descriptors: Descriptors
     channels_per_cluster: float = 1.0
-    rule: str = "crowding"
+    rule: SelectionRule = CROWDING
     init: str = "ward"
     seed: int = 0
 
@@ -118,16 +180,15 @@ def select(
     *,
     channels_per_cluster: float = 1.0,
     clusters: Tensor | None = None,
-    rule: str = "crowding",
+    rule: SelectionRule = CROWDING,
     init: str = "ward",
     seed: int = 0,
 ) -> Selection:
     """Clusters each job's channels and keeps some of every cluster.
 
     Every cluster keeps one channel; what is left of the width goes to the clusters by largest
-    remainder of their further channels. Inside a cluster stay, by `rule`, those with the largest
-    crowding distance, those nearest to its centre, or random ones; among equals the largest norm,
-    then the smallest index.
+    remainder of their further channels. Inside a cluster those stay that the rule scores highest;
+    among equals the largest norm, then the smallest index.
 
     Args:
         descriptors: The channels as points.
@@ -136,23 +197,21 @@ def select(
         channels_per_cluster: Channels kept in a cluster on average, at least 1; there are
             ceil(width / channels_per_cluster) clusters.
         clusters: int64 [jobs], how many there are, from 1 to the width, instead.
-        rule: "crowding", "medoid" or "random".
+        rule: Says which channels of a cluster stay.
         init: Of `kmeans`: "ward" or "k-means++".
-        seed: Of the random numbers of "k-means++" and of "random".
+        seed: Of the random numbers of "k-means++".
 
     Returns:
         The channels that stay, and the clusters.
 
     Raises:
-        ValueError: A width outside its axis, `channels_per_cluster` below 1, an unknown rule,
-            points that are not finite.
+        ValueError: A width outside its axis, `channels_per_cluster` below 1, points that are not
+            finite, scores of another shape or NaN.
     """
     if not channels_per_cluster >= 1:
         raise ValueError(
             f"select: channels_per_cluster: expected at least 1, got {channels_per_cluster}"
         )
-    if rule not in RULES:
-        raise ValueError(f"select: rule: expected one of {', '.join(RULES)}, got {rule!r}")
     channels = descriptors.offsets.diff()[axis]  # [jobs]
     _check_widths(width, channels)
     if clusters is None:
@@ -165,25 +224,33 @@ def select(
     point = descriptors.offsets[axis][job] + entry  # its row in the descriptors
     segment = (k.cumsum(0) - k)[job] + found.labels  # its cluster, counted over all jobs
     sizes = torch.bincount(segment, minlength=int(k.sum()))
-    bounds = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    if rule == "crowding":
-        by_segment = segment.argsort(stable=True)
-        worth = torch.empty(len(job), dtype=torch.float32)
-        worth[by_segment] = crowding_distance(points[point[by_segment]], bounds)
-    elif rule == "medoid":
-        worth = -(points[point].double() - found.centers[segment].double()).square().sum(1)
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        worth = torch.rand(len(points), generator=generator)[point]
+    scores = _checked_scores(rule, descriptors, Clusters(point, segment, sizes, found.centers))
 
     # Stable sorts from the least to the most significant key leave ties in index order.
     order = descriptors.norms[point].argsort(descending=True, stable=True)
-    order = order[worth[order].argsort(descending=True, stable=True)]
+    order = order[scores[order].argsort(descending=True, stable=True)]
     order = order[segment[order].argsort(stable=True)]
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order)) - bounds[segment[order]]
+    rank[order] = torch.arange(len(order)) - _bounds(sizes)[segment[order]]
     stays = rank < _quotas(sizes, torch.repeat_interleave(k), width, channels)[segment]
     return Selection(entry[stays], found.labels, width, channels)
+
+
+def _bounds(sizes: Tensor) -> Tensor:
+    """Where parts of such sizes begin and end, one behind the other: int64 [parts + 1]."""
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+
+
+def _checked_scores(rule: SelectionRule, descriptors: Descriptors, clusters: Clusters) -> Tensor:
+    scores = rule.scores(descriptors, clusters)
+    if scores.shape != clusters.rows.shape or not scores.is_floating_point():
+        raise ValueError(
+            f"search: selection: expected a floating-point score for each of {len(clusters.rows)} "
+            f"channels, got {scores.dtype} of shape {list(scores.shape)}"
+        )
+    if bool(scores.isnan().any()):
+        raise ValueError("search: selection: expected scores that are numbers, got NaN")
+    return scores
 
 
 def _check_widths(width: Tensor, channels: Tensor) -> None:

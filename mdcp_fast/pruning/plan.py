@@ -16,7 +16,9 @@ from mdcp_fast.modules.removal import kept_tensor
 from mdcp_fast.tracing.axes import Axis, FixedAxis
 from mdcp_fast.tracing.graph import ChannelGraph, left_whole
 
-FORMAT = 1
+FORMAT = 2
+WORDS = {"macs": "MACs", "params": "parameters"}  # for costs, in text
+OLD_COSTS = ("macs", "params")  # the fields of format 1, each with a twin for the dense network
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class PruningPlan:
         fixed: What may not be pruned, with reasons.
         positions: Kept positions, int64, by parameter (or buffer) and dimension; only those that
             lose something.
-        macs, params: Of the pruned network.
-        dense_macs, dense_params: Of the dense network.
+        costs: What the pruned network costs, by name: "macs", "params", and what else the graph
+            counts.
+        dense_costs: The same of the dense network.
         budget: The fractions asked for, e.g. {"macs": 0.45}.
         settings: How the plan was found (descriptor, seed, ...); plain JSON values.
         history: Best fitness after each generation of the search.
@@ -62,13 +65,31 @@ class PruningPlan:
     axes: tuple[AxisPlan, ...]
     fixed: tuple[FixedAxis, ...]
     positions: dict[str, dict[int, Tensor]]
-    macs: int
-    params: int
-    dense_macs: int
-    dense_params: int
+    costs: dict[str, int]
+    dense_costs: dict[str, int]
     budget: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     history: tuple[float, ...] = ()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the pruned network for the graph's example inputs."""
+        return self.costs["macs"]
+
+    @property
+    def params(self) -> int:
+        """Number of parameters of the pruned network."""
+        return self.costs["params"]
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates of the dense network."""
+        return self.dense_costs["macs"]
+
+    @property
+    def dense_params(self) -> int:
+        """Number of parameters of the dense network."""
+        return self.dense_costs["params"]
 
     @classmethod
     def build(
@@ -108,15 +129,12 @@ class PruningPlan:
             named = None if labels is None else tuple(int(c) for c in labels)
             plans.append(AxisPlan(axis.name, axis.channels, chosen, named, notes.get(axis.name)))
         widths = torch.tensor([plan.width for plan in plans], dtype=torch.int64)
-        macs, params = graph.cost.evaluate(widths).tolist()
         return cls(
             axes=tuple(plans),
             fixed=graph.fixed,
             positions=graph.positions([plan.kept for plan in plans]),
-            macs=macs,
-            params=params,
-            dense_macs=graph.macs,
-            dense_params=graph.params,
+            costs=graph.costs_at(widths),
+            dense_costs=dict(graph.costs),
             budget=dict(budget or {}),
             settings=dict(settings or {}),
             history=tuple(float(h) for h in history),
@@ -217,10 +235,8 @@ class PruningPlan:
         return json.dumps(
             {
                 "format": FORMAT,
-                "macs": self.macs,
-                "params": self.params,
-                "dense_macs": self.dense_macs,
-                "dense_params": self.dense_params,
+                "costs": self.costs,
+                "dense_costs": self.dense_costs,
                 "budget": self.budget,
                 "settings": self.settings,
                 "history": list(self.history),
@@ -253,8 +269,7 @@ class PruningPlan:
         """
         try:
             data = json.loads(text)
-            if data["format"] != FORMAT:
-                raise ValueError(f"format {FORMAT}, got {data['format']!r}")
+            costs, dense = _costs_in(data)
             return cls(
                 axes=tuple(
                     AxisPlan(
@@ -277,7 +292,8 @@ class PruningPlan:
                     }
                     for name, dimensions in data["positions"].items()
                 },
-                **{key: int(data[key]) for key in ("macs", "params", "dense_macs", "dense_params")},
+                costs=costs,
+                dense_costs=dense,
                 budget=dict(data["budget"]),
                 settings=dict(data["settings"]),
                 history=tuple(float(fitness) for fitness in data["history"]),
@@ -295,16 +311,32 @@ class PruningPlan:
         return hash(self.to_json())
 
     def __str__(self) -> str:
-        macs, params = self.macs / max(self.dense_macs, 1), self.params / max(self.dense_params, 1)
-        lines = [
-            f"PruningPlan: {self.macs:,} of {self.dense_macs:,} MACs ({macs:.1%}), "
-            f"{self.params:,} of {self.dense_params:,} parameters ({params:.1%})"
+        costs = [
+            f"{cost:,} of {self.dense_costs[name]:,} {WORDS.get(name, name)} "
+            f"({cost / max(self.dense_costs[name], 1):.1%})"
+            for name, cost in self.costs.items()
         ]
+        lines = [f"PruningPlan: {', '.join(costs)}"]
         wide = max((len(axis.name) for axis in self.axes), default=0)
         for axis in self.axes:
             note = f"  ({axis.reason})" if axis.reason else ""
             lines.append(f"  {axis.name:<{wide}}  {axis.channels:>5} -> {axis.width:<5}{note}")
         return "\n".join(lines + left_whole(self.fixed))
+
+
+def _costs_in(data: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """The costs of the pruned and of the dense network, of a plan in any format so far."""
+    if data["format"] == 1:
+        pruned = {name: data[name] for name in OLD_COSTS}
+        dense = {name: data[f"dense_{name}"] for name in OLD_COSTS}
+    elif data["format"] == FORMAT:
+        pruned, dense = data["costs"], data["dense_costs"]
+        if pruned.keys() != dense.keys() or not {*OLD_COSTS} <= {*pruned}:
+            raise ValueError(f"costs {', '.join(OLD_COSTS)}, got {', '.join(pruned)}")
+    else:
+        raise ValueError(f"a format from 1 to {FORMAT}, got {data['format']!r}")
+    both = [{str(name): int(value) for name, value in one.items()} for one in (pruned, dense)]
+    return both[0], both[1]
 
 
 def _checked(axis: Axis, channels: Tensor | Sequence[int]) -> tuple[int, ...]:

@@ -1,8 +1,13 @@
-"""The cost of a network as a function of its axis widths."""
+"""What a network costs, as a function of its axis widths.
+
+Costs go by name. What an entry of a parameter costs is one function, and everything else follows
+from it: the traced network's cost model, budgets of that name in `search`, and the plan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +19,67 @@ from mdcp_fast.tracing.labels import Multiplication
 ONE = 0  # the count that is always 1
 
 
+@dataclass(frozen=True)
+class ParameterUse:
+    """A parameter and how often it is used: what a cost is a function of.
+
+    Attributes:
+        name: Its fully qualified name.
+        tensor: The dense network's, of any dtype.
+        multiplications: How often each of its entries is multiplied, over all the layers that use
+            it: positions of their outputs, for the example inputs.
+    """
+
+    name: str
+    tensor: Tensor
+    multiplications: int
+
+
+Cost = Callable[[ParameterUse], int]
+COSTS: dict[str, Cost] = {}  # by name, in the order of cost models
+
+
+def register_cost(cost: Cost) -> Cost:
+    """Makes a function a quantity that can be budgeted, under the function's name.
+
+    Networks that are traced afterwards have it in `graph.costs`, their plans in `plan.costs`, and
+    `search` takes budgets of that name, as it does of "macs" and "params"::
+
+        @mdcp_fast.register_cost
+        def weight_bytes(use):
+            return use.tensor.element_size()
+
+        plan = mdcp_fast.search(mdcp_fast.trace(model, inputs), weight_bytes=0.5)
+
+    Args:
+        cost: What each entry of a parameter costs, a whole number from 0: a function of its
+            `ParameterUse`.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: There is another one of that name.
+    """
+    name = cost.__name__
+    if name in COSTS:
+        raise ValueError(f"register_cost: cost: expected a new name, got {name!r}")
+    COSTS[name] = cost
+    return cost
+
+
+@register_cost
+def macs(use: ParameterUse) -> int:
+    """Multiply-accumulates."""
+    return use.multiplications
+
+
+@register_cost
+def params(use: ParameterUse) -> int:
+    """Parameters."""
+    return 1
+
+
 def macs_by_weight(multiplications: Iterable[Multiplication]) -> dict[str, int]:
     """How often each entry of a weight is multiplied, over all the layers that use it."""
     positions: dict[str, int] = {}
@@ -22,13 +88,22 @@ def macs_by_weight(multiplications: Iterable[Multiplication]) -> dict[str, int]:
     return positions
 
 
+def parameter_costs(
+    parameters: Mapping[str, Tensor], multiplications: Iterable[Multiplication]
+) -> dict[str, dict[str, int]]:
+    """What each entry of each parameter costs: cost by cost, parameter by parameter."""
+    times = macs_by_weight(multiplications)
+    uses = [ParameterUse(name, one, times.get(name, 0)) for name, one in parameters.items()]
+    return {cost: {use.name: int(of(use)) for use in uses} for cost, of in COSTS.items()}
+
+
 def cost_model(
     parameters: Mapping[str, Tensor],
     axes: Sequence[Axis],
-    multiplications: Iterable[Multiplication],
-    macs: int,
+    costs: Mapping[str, Mapping[str, int]],
+    constants: Mapping[str, int],
 ) -> CostModel:
-    """MACs and parameters as sums of products of two position counts (see CostModel).
+    """Costs as sums of products of two position counts (see CostModel).
 
     Every pruned (parameter, dimension) has a count: its positions outside any axis plus
     multiplicity times width for each axis that sits there. A parameter's size is the product of its
@@ -38,9 +113,11 @@ def cost_model(
     Args:
         parameters: The network's, by name, shared ones once.
         axes: What may be pruned.
-        multiplications: What each layer costs.
-        macs: Counted MACs of the dense network; what layers do not explain (products of
-            activations) is a constant.
+        costs: What each entry of each parameter costs, by cost and parameter.
+        constants: What the network costs beside its parameters, by cost.
+
+    Returns:
+        The model, whose costs are in the order of `costs`.
     """
     members: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for index, axis in enumerate(axes):
@@ -64,19 +141,16 @@ def cost_model(
             offsets.append(len(axis_of))
         counts.setdefault(name, {})[dimension] = known[key]
 
-    terms: dict[tuple[int, int], list[int]] = {(ONE, ONE): [0, 0]}
-    times = macs_by_weight(multiplications)
+    terms: dict[tuple[int, int], list[int]] = {(ONE, ONE): [constants[name] for name in costs]}
     for name, tensor in parameters.items():
         own = counts.get(name, {})
         untouched = 1
         for dimension, size in enumerate(tensor.shape):
             untouched *= 1 if dimension in own else size
         first, second = [ONE] * (2 - len(own)) + list(own.values())
-        term = terms.setdefault((first, second), [0, 0])
-        term[0] += untouched * times.get(name, 0)
-        term[1] += untouched
-    layers = sum(times.get(name, 0) * tensor.numel() for name, tensor in parameters.items())
-    terms[ONE, ONE][0] += macs - layers
+        term = terms.setdefault((first, second), [0] * len(costs))
+        for row, by_parameter in enumerate(costs.values()):
+            term[row] += untouched * by_parameter[name]
 
     def integers(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64)
@@ -87,5 +161,5 @@ def cost_model(
         axis=integers(axis_of),
         factor=integers(factor),
         terms=integers(list(terms)).view(-1, 2),
-        coefficients=integers(list(terms.values())).view(-1, 2).T.contiguous(),
+        coefficients=integers(list(terms.values())).view(-1, len(costs)).T.contiguous(),
     )

@@ -13,7 +13,7 @@ from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.names import shared_names
 from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.tracing.axes import Axis, FixedAxis, module_of
-from mdcp_fast.tracing.cost import cost_model, macs_by_weight
+from mdcp_fast.tracing.cost import cost_model, macs_by_weight, parameter_costs
 from mdcp_fast.tracing.labels import Multiplication
 
 
@@ -26,9 +26,10 @@ class ChannelGraph:
             ones.
         axes: What may be pruned, in order of execution.
         fixed: What may not, with reasons.
-        cost: MACs and parameters (in this order) as a function of the axis widths, exact.
-        macs: Multiply-accumulates of the dense network for `example_inputs`.
-        params: Number of parameters of the dense network.
+        costs: What the dense network costs by name, in whole numbers: "macs", its
+            multiply-accumulates for `example_inputs`; "params", its parameters; and what else was
+            registered when it was traced (`register_cost`).
+        cost: The same costs, in the same order, as a function of the axis widths, exact.
         normalized_by: For each weight whose layer a BatchNorm follows directly, the name of that
             running mean.
     """
@@ -49,10 +50,30 @@ class ChannelGraph:
         self.fixed = tuple(fixed)
         self.multiplications = tuple(multiplications)
         self.normalized_by = dict(normalized_by or {})
-        self.macs = macs
         parameters = dict(model.named_parameters())
-        self.params = sum(p.numel() for p in parameters.values())
-        self.cost = cost_model(parameters, self.axes, self.multiplications, macs)
+        each = parameter_costs(parameters, self.multiplications)
+        self.costs = {
+            cost: sum(by_parameter[name] * one.numel() for name, one in parameters.items())
+            for cost, by_parameter in each.items()
+        }
+        # What layers do not explain (products of activations) is a constant.
+        constants = {cost: 0 for cost in each} | {"macs": macs - self.costs["macs"]}
+        self.costs["macs"] = macs
+        self.cost = cost_model(parameters, self.axes, each, constants)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the dense network for `example_inputs`."""
+        return self.costs["macs"]
+
+    @property
+    def params(self) -> int:
+        """Number of parameters of the dense network."""
+        return self.costs["params"]
+
+    def costs_at(self, widths: Tensor) -> dict[str, int]:
+        """What the network costs, by name, at `widths` (int64 [axes])."""
+        return dict(zip(self.costs, self.cost.evaluate(widths).tolist(), strict=True))
 
     @property
     def widths(self) -> Tensor:

@@ -6,10 +6,12 @@ On the digits network with one epoch of training.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from ablations import plain_evolution
 from methods import METHODS
 from networks import NETWORKS, Network, accuracy
 from quality import main
@@ -19,6 +21,9 @@ from rivals import CRITERIA, Rival
 from subject import Subject, load_subject, uniform_widths
 from treatment import COMPENSATED, DROPPED, FINETUNED, HALFWAY, STEPS, finetuned, treated
 
+from mdcp_fast.planning.evaluators import TableEvaluator
+from mdcp_fast.planning.method import Method as Search
+from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 
 NETWORK = "digits-resnet"
@@ -77,6 +82,25 @@ def test_a_number_left_out_changes_the_choice_alone(subject: Subject) -> None:
     for other in others:
         assert [axis.width for axis in other.axes] == [axis.width for axis in paper.axes]
         assert [axis.kept for axis in other.axes] != [axis.kept for axis in paper.axes]
+
+
+def test_ablations_are_methods_with_parts_of_their_own(subject: Subject) -> None:
+    graph = subject.graph
+    plain = replace(Search.quick(), evolution=plain_evolution)
+    ours, theirs = (
+        search(graph, macs=0.5, method=how, evaluator=TableEvaluator(16, 10))
+        for how in (Search.quick(), plain)
+    )
+    assert ours.history[-1] <= theirs.history[-1] and len(theirs.history) == 10
+    assert theirs.macs <= 0.5 * graph.macs
+    assert list(theirs.history) == sorted(theirs.history, reverse=True)
+    drawn = [
+        next(iter(METHODS["paper, random in cluster"].plans(subject, [0.5], seed)))
+        for seed in (0, 0, 1)
+    ]
+    kept = [[axis.kept for axis in plan.axes] for plan in drawn]
+    assert kept[0] == kept[1] != kept[2]
+    assert drawn[0].settings["selection"] == "RandomInCluster(seed=0)"
 
 
 def test_fine_tuning_repeats_and_its_curve_ends_with_the_network(subject: Subject) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast import prune, search, trace
+from mdcp_fast import NetworkEvaluator, RefitEvaluator, TableEvaluator, prune, search, trace
 from mdcp_fast.modules.precision import OPERATORS, full_float32
 
 
@@ -77,8 +77,8 @@ class Watched(nn.Module):
 SEEN: list[dict[str, Any]] = []
 
 
-@pytest.mark.parametrize("evaluator", ["table", "network", "fitted"])
-def test_calibration_runs_without_tf32_whatever_is_set(restored: None, evaluator: str) -> None:
+@pytest.mark.parametrize("evaluator", [TableEvaluator, NetworkEvaluator, RefitEvaluator])
+def test_calibration_runs_without_tf32_whatever_is_set(restored: None, evaluator: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(24, 3, 8, 8, generator=generator)
     graph = trace(Watched(), images[:1])
@@ -90,9 +90,7 @@ def test_calibration_runs_without_tf32_whatever_is_set(restored: None, evaluator
         graph,
         macs=0.6,
         calibration=[images],
-        evaluator=evaluator,
-        population=5,
-        generations=1,
+        evaluator=evaluator(population=5, generations=1),
     )
     prune(graph, plan, calibration=[images], check=False)
     assert len(SEEN) >= 4  # second moments, Fisher information, the dense pass, the pruned pass

@@ -15,8 +15,10 @@ from mdcp_fast.app.datasets import load_data
 from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.memory import peak_memory
 from mdcp_fast.planning.descriptors import moments
-from mdcp_fast.planning.evaluators import CEILING, KeptChannels
-from mdcp_fast.planning.masked import NetworkEvaluator
+from mdcp_fast.planning.evaluators import NetworkEvaluator, RefitEvaluator, TableEvaluator
+from mdcp_fast.planning.judge import CEILING, KeptChannels
+from mdcp_fast.planning.masked import MaskedJudge
+from mdcp_fast.planning.method import Method
 from mdcp_fast.planning.search import search
 from mdcp_fast.planning.selection import Clustered
 from mdcp_fast.pruning.plan import PruningPlan
@@ -57,11 +59,11 @@ def graph() -> ChannelGraph:
     return trace(model.eval(), INPUTS[:1])
 
 
-def evaluator(graph: ChannelGraph, macs: float = 1.0, **options: Any) -> NetworkEvaluator:
+def evaluator(graph: ChannelGraph, macs: float = 1.0, **options: Any) -> MaskedJudge:
     limits = torch.tensor([[int(macs * graph.macs), graph.params]])
     options = {"batches": BATCHES, **options}
     kept = KeptChannels(graph.widths, Clustered(moments(graph)))
-    return NetworkEvaluator(graph, kept, limits, **options)
+    return MaskedJudge(graph, kept, limits, **options)
 
 
 def candidates(graph: ChannelGraph, count: int = 7) -> Tensor:
@@ -139,7 +141,7 @@ def test_feasible_beats_infeasible_which_is_not_run(graph: ChannelGraph) -> None
 def test_every_run_has_its_own_limits_and_nothing_runs_twice(graph: ChannelGraph) -> None:
     limits = torch.tensor([[graph.macs, graph.params], [graph.macs // 2, graph.params]])
     kept = KeptChannels(graph.widths, Clustered(moments(graph)))
-    both = NetworkEvaluator(graph, kept, limits, BATCHES)
+    both = MaskedJudge(graph, kept, limits, BATCHES)
     widths = torch.stack([graph.widths, torch.full_like(graph.widths, 3)]).expand(2, 2, -1)
     fitness = both(widths)
     assert both.forwards == 2
@@ -160,20 +162,20 @@ def test_a_network_that_overflows_scores_the_ceiling(graph: ChannelGraph) -> Non
 
 
 def test_kept_channels_are_those_of_the_plan(graph: ChannelGraph) -> None:
-    plan = search(graph, macs=0.4, descriptor="moments", channels_per_cluster=2.0)
+    plan = search(graph, macs=0.4, method=Method(descriptor="moments", channels_per_cluster=2.0))
     widths = torch.tensor([[axis.width for axis in plan.axes]])
     kept = KeptChannels(graph.widths, Clustered(moments(graph), 2.0))(widths)
     for mask, axis in zip(kept, plan.axes, strict=True):
         assert tuple(mask[0].nonzero().flatten().tolist()) == axis.kept
 
 
-QUICK = {
+SIZE = {"population": 8, "generations": 3}
+QUICK: dict[str, Any] = {
     "macs": 0.4,
-    "descriptor": "moments",
-    "evaluator": "network",
-    "population": 8,
-    "generations": 3,
+    "method": Method(descriptor="moments"),
+    "evaluator": NetworkEvaluator(**SIZE),
 }
+LABELLED = {"evaluator": NetworkEvaluator(labels=True, **SIZE)}
 
 
 def test_a_search_ends_with_the_score_of_its_plan(graph: ChannelGraph) -> None:
@@ -188,15 +190,15 @@ def test_a_search_ends_with_the_score_of_its_plan(graph: ChannelGraph) -> None:
 
 
 def test_it_starts_no_worse_than_the_table(graph: ChannelGraph) -> None:
-    table = search(graph, macs=0.4, descriptor="moments", calibration=BATCHES)
+    table = search(graph, macs=0.4, method=Method(descriptor="moments"), calibration=BATCHES)
     score = evaluator(graph)(torch.tensor([[[axis.width for axis in table.axes]]])).item()
     assert search(graph, calibration=BATCHES, **QUICK).history[0] <= score * (1 + 1e-5)
 
 
 def test_labels_several_budgets_and_whole_networks(graph: ChannelGraph) -> None:
     pairs = [(x, LABELS[at : at + len(x)]) for at, (x,) in zip((0, 12), BATCHES, strict=True)]
-    options = {**QUICK, "macs": [0.3, 1.0]}
-    small, whole = search(graph, calibration=pairs, labels=True, **options)
+    options = {**QUICK, **LABELLED, "macs": [0.3, 1.0]}
+    small, whole = search(graph, calibration=pairs, **options)
     assert small.macs <= 0.3 * graph.macs and small.settings["labels"] is True
     widths = torch.tensor([[[axis.width for axis in small.axes]]])
     assert small.history[-1] == pytest.approx(alone(graph, widths, LABELS)[0], rel=1e-4)
@@ -205,7 +207,7 @@ def test_labels_several_budgets_and_whole_networks(graph: ChannelGraph) -> None:
 
 def test_the_table_is_the_default_and_its_plans_stay_the_same(graph: ChannelGraph) -> None:
     plan = search(graph, macs=0.4)
-    spelled = search(graph, macs=0.4, evaluator="table", population=64, generations=100)
+    spelled = search(graph, macs=0.4, evaluator=TableEvaluator(population=64, generations=100))
     assert spelled.to_json() == plan.to_json()
     assert plan.settings == {
         "descriptor": "moments",
@@ -240,7 +242,8 @@ def test_the_network_is_untouched_also_where_its_forward_raises() -> None:
     modes = [module.training for module in model.modules()]
     with pytest.raises(RuntimeError, match="too many for me"):
         search(graph, calibration=BATCHES, **QUICK)
-    search(graph, calibration=[INPUTS[:8]], memory=400_000, **QUICK)  # two together do not raise
+    one_at_a_time = NetworkEvaluator(memory=400_000, **SIZE)
+    search(graph, calibration=[INPUTS[:8]], **{**QUICK, "evaluator": one_at_a_time})
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
@@ -258,29 +261,31 @@ def test_the_network_is_untouched_also_where_its_forward_raises() -> None:
         ({"calibration": []}, ValueError, "calibration: expected at least one batch"),
         ({"calibration": 3}, TypeError, "calibration: expected an iterable of batches, got int"),
         ({"calibration": [INPUTS[:, :2]]}, ValueError, r"batches of shape \[batch, 3, 8, 8\]"),
-        ({"calibration": None, "evaluator": "table", "labels": True}, ValueError, "'table', which"),
-        ({"labels": True}, ValueError, r"expected batches of \(inputs, labels\), .* got 1 entries"),
-        ({"labels": True, "calibration": [INPUTS]}, ValueError, "asked for, got Tensor"),
+        ({"evaluator": 3}, TypeError, "expected a name or a TableEvaluator, .* got int"),
+        (LABELLED, ValueError, r"expected batches of \(inputs, labels\), .* got 1 entries"),
+        ({**LABELLED, "calibration": [INPUTS]}, ValueError, "asked for, got Tensor"),
         (
-            {"labels": True, "calibration": [(INPUTS, LABELS[:5])]},
+            {**LABELLED, "calibration": [(INPUTS, LABELS[:5])]},
             ValueError,
             r"a label for each of 20 samples, got labels of shape \[5\]",
         ),
         (
-            {"labels": True, "calibration": [(INPUTS, "cat")]},
+            {**LABELLED, "calibration": [(INPUTS, "cat")]},
             TypeError,
             "expected labels as a tensor, got str",
         ),
         (
-            {"labels": True, "calibration": [(INPUTS, LABELS + 7)]},
+            {**LABELLED, "calibration": [(INPUTS, LABELS + 7)]},
             ValueError,
             r"expected labels for outputs of shape \[20, 4\], .*int64 of shape \[20\]",
         ),
-        ({"memory": 0}, ValueError, "memory: expected a number of bytes"),
-        ({"memory": 1000}, ValueError, "memory: expected at least [0-9,]+ bytes, which one cand"),
+        (
+            {"evaluator": NetworkEvaluator(memory=1000)},
+            ValueError,
+            "memory: expected at least [0-9,]+ bytes, which one cand",
+        ),
         ({"calibration": [INPUTS * torch.nan]}, ValueError, "expected batches of finite numbers"),
         ({"calibration": [INPUTS * 5e37]}, ValueError, "finite, got NaN or infinities"),
-        ({"population": 2}, ValueError, "population: expected at least 4, got 2"),
     ],
 )
 def test_bad_arguments_are_named(
@@ -288,6 +293,27 @@ def test_bad_arguments_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         search(graph, **{**QUICK, "calibration": BATCHES, **options})
+
+
+@pytest.mark.parametrize("evaluator", [TableEvaluator, NetworkEvaluator, RefitEvaluator])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"population": 2}, ValueError, "population: expected at least 4, got 2"),
+        ({"population": 64.0}, TypeError, "population: expected an int, got float"),
+        ({"generations": 0}, ValueError, "generations: expected at least 1, got 0"),
+    ],
+)
+def test_sizes_of_all_evaluators_are_checked(
+    evaluator: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"{evaluator.__name__}: {message}"):
+        evaluator(**options)
+
+
+def test_memory_is_a_number_of_bytes() -> None:
+    with pytest.raises(ValueError, match="NetworkEvaluator: memory: expected a number of bytes"):
+        NetworkEvaluator(memory=0)
 
 
 @pytest.mark.parametrize(
@@ -314,9 +340,9 @@ def test_named_and_several_inputs_with_labels() -> None:
     by_name = trace(model, {name: value[:1] for name, value in named.items()})
     by_place = trace(model, (INPUTS[:1], INPUTS[:1]))
     plans = [
-        search(by_name, calibration=[(named, labels)], labels=True, **QUICK),
-        search(by_place, calibration=[(INPUTS, INPUTS, labels)], labels=True, **QUICK),
-        search(by_place, calibration=[((INPUTS, INPUTS), labels)], labels=True, **QUICK),
+        search(by_name, calibration=[(named, labels)], **{**QUICK, **LABELLED}),
+        search(by_place, calibration=[(INPUTS, INPUTS, labels)], **{**QUICK, **LABELLED}),
+        search(by_place, calibration=[((INPUTS, INPUTS), labels)], **{**QUICK, **LABELLED}),
     ]
     assert plans[0].to_json() == plans[1].to_json() == plans[2].to_json()
 

@@ -11,10 +11,11 @@ from blocks import image
 from torch import Tensor, nn
 
 from mdcp_fast.planning.budgets import allowed_widths, limits_of, scaled_widths, uniform_widths
+from mdcp_fast.planning.calibration_data import CalibrationData
 from mdcp_fast.planning.channels import ChannelScorer
-from mdcp_fast.planning.evaluators import CEILING, KeptChannels
-from mdcp_fast.planning.method import resolve_method
-from mdcp_fast.planning.refit_evaluator import RefitEvaluator, evolve_widths
+from mdcp_fast.planning.judge import CEILING, KeptChannels
+from mdcp_fast.planning.method import Method, resolve_method
+from mdcp_fast.planning.refit_evaluator import RefitJudge, evolve_widths
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
@@ -59,10 +60,15 @@ def graph() -> ChannelGraph:
     return trace(model, X[:1])
 
 
+def kept_by_the_best(graph: ChannelGraph) -> KeptChannels:
+    data = CalibrationData(graph, [(batch,) for batch in BATCHES])
+    scorer = ChannelScorer(graph, resolve_method(Method.best(), True), data)
+    return KeptChannels(graph.widths, scorer.choose)
+
+
 @pytest.fixture(scope="module")
 def kept(graph: ChannelGraph) -> KeptChannels:
-    channels = ChannelScorer(graph, resolve_method("best", True), [(batch,) for batch in BATCHES])
-    return KeptChannels(graph.widths, channels.choose)
+    return kept_by_the_best(graph)
 
 
 def logits(graph: ChannelGraph, plan: PruningPlan) -> Tensor:
@@ -83,7 +89,7 @@ def test_the_score_is_that_of_the_network_that_prune_returns(
     graph: ChannelGraph, kept: KeptChannels, labelled: bool
 ) -> None:
     limits = torch.tensor([[graph.macs // 2, graph.params]])
-    evaluate = RefitEvaluator(
+    evaluate = RefitJudge(
         graph,
         kept,
         limits,
@@ -121,10 +127,8 @@ def test_norms_that_fitting_leaves_get_their_statistics_as_in_prune() -> None:
     model = OneNorm().eval()
     model.head.weight.data *= 20
     graph, batches = trace(model, X[:1]), [(batch,) for batch in BATCHES]
-    kept = KeptChannels(
-        graph.widths, ChannelScorer(graph, resolve_method("best", True), batches).choose
-    )
-    evaluate = RefitEvaluator(graph, kept, torch.tensor([[graph.macs, graph.params]]), batches)
+    kept = kept_by_the_best(graph)
+    evaluate = RefitJudge(graph, kept, torch.tensor([[graph.macs, graph.params]]), batches)
     widths = graph.widths // 2
     plan = PruningPlan.build(graph, [mask[0].nonzero().flatten() for mask in kept(widths[None])])
     score = float(evaluate(widths.view(1, 1, -1)))
@@ -135,14 +139,14 @@ def test_batches_of_few_samples_are_fitted_and_scored_whole(
     graph: ChannelGraph, kept: KeptChannels
 ) -> None:
     limits = torch.tensor([[graph.macs, graph.params]])
-    evaluate = RefitEvaluator(graph, kept, limits, [(one,) for one in X.split(3)])
+    evaluate = RefitJudge(graph, kept, limits, [(one,) for one in X.split(3)])
     assert evaluate.samples == len(X)
     assert 0 < float(evaluate(torch.tensor([[[6, 9, 5]]]))) < CEILING
 
 
 def test_the_network_that_is_whole_loses_nothing(graph: ChannelGraph, kept: KeptChannels) -> None:
     limits = torch.tensor([[graph.macs, graph.params]])
-    evaluate = RefitEvaluator(graph, kept, limits, [(X,)])
+    evaluate = RefitJudge(graph, kept, limits, [(X,)])
     assert float(evaluate(graph.widths.view(1, 1, -1))) == pytest.approx(0, abs=1e-9)
 
 
@@ -213,7 +217,7 @@ def test_plans_are_no_worse_than_the_table_and_uniform_widths(graph: ChannelGrap
     budgets = [0.3, 0.15]
     table = search(graph, macs=budgets, calibration=BATCHES)
     tried = search(graph, macs=budgets, calibration=BATCHES, evaluator="fitted")
-    uniform = search(graph, macs=budgets, calibration=BATCHES, widths="uniform")
+    uniform = search(graph, macs=budgets, calibration=BATCHES, method=Method(widths="uniform"))
     for one, other, even in zip(table, tried, uniform, strict=True):
         best = divergence(graph, other)
         assert best <= min(divergence(graph, one), divergence(graph, even)) * 1.0001

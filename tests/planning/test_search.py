@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.planning.method import Method
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
+from mdcp_fast.tracing import cost
+from mdcp_fast.tracing.cost import ParameterUse, register_cost
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 
@@ -138,6 +141,25 @@ def test_history_falls_to_the_fitness_of_the_plan(graph: ChannelGraph) -> None:
     assert len(history) > 10 and list(history) == sorted(history, reverse=True)
 
 
+def test_a_budget_of_any_cost_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new quantity is one function: here bytes, of which a large layer's count double."""
+    monkeypatch.setattr(cost, "COSTS", {**cost.COSTS})
+
+    @register_cost
+    def bytes(use: ParameterUse) -> int:
+        return 8 if "wide" in use.name else 4
+
+    with pytest.raises(ValueError, match="register_cost: cost: expected a new name, got 'bytes'"):
+        register_cost(bytes)
+    torch.manual_seed(0)
+    graph = trace(Net().eval(), INPUT)
+    plan = search(graph, macs=0.9, bytes=0.4)
+    assert 0.36 * graph.costs["bytes"] < plan.costs["bytes"] <= 0.4 * graph.costs["bytes"]
+    assert plan.macs <= 0.9 * graph.macs and plan.budget == {"macs": 0.9, "bytes": 0.4}
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert f"{plan.costs['bytes']:,} of {graph.costs['bytes']:,} bytes (" in str(plan)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -149,20 +171,18 @@ def test_history_falls_to_the_fitness_of_the_plan(graph: ChannelGraph) -> None:
         ({"macs": True}, TypeError, "macs: expected a number or a list of numbers, got bool"),
         ({"macs": 0.5, "seed": 1.5}, TypeError, "seed: expected an int, got float"),
         ({"macs": 0.5, "seed": -1}, ValueError, "seed: expected at least 0, got -1"),
-        ({"macs": 0.5, "population": 64.0}, TypeError, "population: expected an int, got float"),
+        ({"macs": 0.5, "population": 64}, TypeError, r"costs \(macs, params\), got 'population'"),
         ({"macs": 0.9, "round_to": 64}, ValueError, "got 0.9; stem.0: left whole: no multiple"),
         ({"macs": "half"}, TypeError, "macs: expected a number or a list of numbers, got str"),
         ({"macs": []}, ValueError, "expected lists of the same length"),
         ({"macs": [0.5, 0.4], "params": [0.5]}, ValueError, "expected lists of the same length"),
         ({"macs": 0.001}, ValueError, r"macs: expected at least 0\.\d+, which keeps the smallest"),
-        ({"macs": 0.5, "descriptor": "nose"}, ValueError, "weights, responses, got 'nose'"),
         ({"macs": 0.5, "round_to": 0}, ValueError, "round_to: expected a whole number from 1"),
         ({"macs": 0.5, "round_to": 2.5}, ValueError, "round_to: expected a whole number from 1"),
         ({"macs": 0.5, "min_keep": 1.5}, ValueError, "min_keep: expected a number of channels"),
         ({"macs": 0.5, "min_keep": -1}, ValueError, "min_keep: expected a number of channels"),
-        ({"macs": 0.5, "population": 2}, ValueError, "population: expected at least 4, got 2"),
-        ({"macs": 0.5, "generations": 0}, ValueError, "generations: expected at least 1, got 0"),
-        ({"macs": 0.5, "channels_per_cluster": 0}, ValueError, "channels_per_cluster: expected"),
+        ({"macs": 0.5, "method": "paper"}, TypeError, "expected a mdcp_fast.Method, got str"),
+        ({"macs": 0.5, "preset": "quick", "method": Method()}, ValueError, "None beside a method"),
     ],
 )
 def test_bad_input_is_named(

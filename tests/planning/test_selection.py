@@ -13,7 +13,15 @@ from mdcp_fast.planning.clustering import cluster_numbers
 from mdcp_fast.planning.descriptors import Descriptors
 from mdcp_fast.planning.loss_table import GRID, loss_table, ridge_table
 from mdcp_fast.planning.reconstruction import ReconstructionError, ridge_losses
-from mdcp_fast.planning.selection import RULES, Clustered, Nested, Selection, select
+from mdcp_fast.planning.selection import (
+    RULES,
+    Clustered,
+    Clusters,
+    Nested,
+    Selection,
+    SelectionRule,
+    select,
+)
 
 
 def described(sizes: list[int], dimensions: int = 3, seed: int = 0) -> Descriptors:
@@ -68,7 +76,11 @@ def test_the_largest_crowding_distance_stays_inside_a_cluster() -> None:
 def test_the_nearest_to_the_centre_stay_as_medoids() -> None:
     descriptors = described([40])
     found = select(
-        descriptors, torch.tensor([0]), torch.tensor([20]), channels_per_cluster=5.0, rule="medoid"
+        descriptors,
+        torch.tensor([0]),
+        torch.tensor([20]),
+        channels_per_cluster=5.0,
+        rule=RULES["medoid"],
     )
     kept, clusters = jobs(found)[0]
     for cluster in range(4):
@@ -80,15 +92,30 @@ def test_the_nearest_to_the_centre_stay_as_medoids() -> None:
             assert distance[stays].max() <= distance[~stays].min() + 1e-5
 
 
-def test_random_members_cover_the_same_clusters_and_follow_the_seed() -> None:
+class Largest:
+    """A rule of the caller's own: the largest norm."""
+
+    def scores(self, descriptors: Descriptors, clusters: Clusters) -> Tensor:
+        return descriptors.norms[clusters.rows]
+
+
+@pytest.mark.parametrize("rule", [*RULES.values(), Largest()])
+def test_all_rules_choose_from_the_same_clusters(rule: SelectionRule) -> None:
     descriptors = described([40])
     job = torch.tensor([0]), torch.tensor([20])
-    by_rule = {rule: select(descriptors, *job, rule=rule) for rule in RULES}
-    seeds = [select(descriptors, *job, rule="random", seed=seed).kept for seed in (0, 0, 1)]
-    assert torch.equal(seeds[0], seeds[1]) and not torch.equal(seeds[0], seeds[2])
-    for found in by_rule.values():
-        assert torch.equal(found.clusters, by_rule["crowding"].clusters)
-        assert len(set(found.clusters[found.kept].tolist())) == 20
+    clusters = select(descriptors, *job).clusters
+    found = select(descriptors, *job, rule=rule)
+    assert torch.equal(found.clusters, clusters)
+    assert len(set(found.clusters[found.kept].tolist())) == 20
+
+
+def test_in_a_single_cluster_a_rule_is_an_importance() -> None:
+    descriptors = described([40, 25])
+    axis, width = torch.tensor([1, 0, 1]), torch.tensor([7, 30, 2])
+    found = select(descriptors, axis, width, channels_per_cluster=1e9, rule=Largest())
+    norms = descriptors.norms.split([40, 25])
+    for a, kept in zip(axis.tolist(), found.kept.split(width.tolist()), strict=True):
+        assert torch.equal(kept, norms[a].topk(len(kept)).indices.sort().values)
 
 
 def test_given_numbers_of_clusters_are_kept_to() -> None:
@@ -214,9 +241,21 @@ def test_an_axis_of_equal_channels_loses_nothing() -> None:
     )
 
 
-def test_an_unknown_rule_is_named() -> None:
-    with pytest.raises(ValueError, match="rule: expected one of crowding, medoid, random, got 'b"):
-        select(described([8]), torch.tensor([0]), torch.tensor([2]), rule="best")
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.zeros(3), r"score for each of 8 channels, got torch.float32 of shape \[3\]"),
+        (torch.zeros(8, dtype=torch.int64), "floating-point score .* got torch.int64"),
+        (torch.full((8,), torch.nan), "scores that are numbers, got NaN"),
+    ],
+)
+def test_scores_that_do_not_go_are_named(scores: Tensor, message: str) -> None:
+    class Rule:
+        def scores(self, descriptors: Descriptors, clusters: Clusters) -> Tensor:
+            return scores
+
+    with pytest.raises(ValueError, match=f"selection: expected .*{message}"):
+        select(described([8]), torch.tensor([0]), torch.tensor([2]), rule=Rule())
 
 
 @pytest.mark.parametrize(

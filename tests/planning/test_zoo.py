@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import count_macs, tensors_in
 from mdcp_fast.modules.verification import TOLERANCE, difference
+from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
@@ -80,7 +81,7 @@ def test_half_of_the_macs(name: str) -> None:
     graph = trace(model, x)
     checked(graph, random_plan(graph))  # the cost model at any widths
 
-    plan = search(graph, macs=0.5, generations=10)
+    plan = search(graph, macs=0.5, evaluator=TableEvaluator(generations=10))
     small = checked(graph, plan)
     assert 0.97 * 0.5 * graph.macs <= plan.macs <= 0.5 * graph.macs
     assert min(axis.width for axis in plan.axes) >= 1
@@ -110,7 +111,7 @@ def test_transformers_lose_what_lies_inside_their_mlps(make: Callable[[], nn.Mod
 def test_a_segmentation_network() -> None:
     torch.manual_seed(0)
     graph = trace(deeplab(), image(64))
-    plan = search(graph, macs=0.5, generations=10)
+    plan = search(graph, macs=0.5, evaluator=TableEvaluator(generations=10))
     small = checked(graph, plan)
     assert 0.97 * 0.5 * graph.macs <= plan.macs <= 0.5 * graph.macs
     assert small.eval()(image(64))["out"].shape == (1, 5, 64, 64)

@@ -80,6 +80,16 @@ def test_json_round_trip(graph: ChannelGraph) -> None:
     assert again != random_plan(graph) and again != "a plan"
 
 
+def test_plans_of_the_first_format_are_read(graph: ChannelGraph) -> None:
+    """They had a field for each of two costs."""
+    plan = plan_of(graph)
+    data = json.loads(plan.to_json())
+    fields = {"macs": plan.macs, "params": plan.params}
+    fields |= {f"dense_{name}": cost for name, cost in graph.costs.items()}
+    old = {k: v for k, v in data.items() if k not in ("costs", "dense_costs")} | fields
+    assert PruningPlan.from_json(json.dumps({**old, "format": 1})) == plan
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -92,7 +102,9 @@ def test_json_round_trip(graph: ChannelGraph) -> None:
         lambda data: json.dumps({**data, "positions": {"stem.weight": {"zero": [1]}}}),
         lambda data: json.dumps({**data, "positions": {"stem.weight": {"0": ["one"]}}}),
         lambda data: json.dumps({**data, "positions": {"stem.weight": {"0": [2**70]}}}),
-        lambda data: json.dumps({**data, "macs": None}),
+        lambda data: json.dumps({**data, "costs": {**data["costs"], "macs": None}}),
+        lambda data: json.dumps({**data, "dense_costs": {"macs": 3}}),
+        lambda data: json.dumps({**data, "format": 1}),
     ],
 )
 def test_other_text_is_refused(graph: ChannelGraph, spoil: Callable[[Any], str]) -> None:

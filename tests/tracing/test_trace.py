@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.pruning.prune import prune
+from mdcp_fast.tracing.cost import COSTS
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 
@@ -201,6 +202,18 @@ def test_costs_of_many_candidates_at_once() -> None:
     costs = graph.cost.evaluate(widths.view(5, 1, -1))
     assert costs.squeeze(1).tolist() == [[plan.macs, plan.params] for plan in plans]
     assert graph.cost.evaluate(graph.widths).tolist() == [graph.macs, graph.params]
+
+
+def test_a_cost_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the graph and in the plan by its name, beside the others."""
+    monkeypatch.setitem(COSTS, "bytes", lambda use: use.tensor.element_size())
+    graph = trace(Residual().double(), image().double(), check=False)
+    plan = random_plan(graph)
+    assert list(graph.costs) == list(plan.costs) == ["macs", "params", "bytes"]
+    assert graph.costs["bytes"] == 8 * graph.params
+    small = prune(graph, plan)
+    assert plan.costs["bytes"] == 8 * sum(p.numel() for p in small.parameters())
+    assert plan.dense_costs == graph.costs
 
 
 def test_networks_that_count_their_calls_are_left_alone() -> None:
