@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.planning.reconstruction import ReconstructionError
+from mdcp_fast.pruning.ridge import damped, damping
 
 LAZY = 48  # steps whose updates are added at once, as one product of matrices
 
@@ -31,9 +32,8 @@ class _Shrinking:
     """
 
     def __init__(self, error: ReconstructionError, channels: int) -> None:
-        gram, ridge = error.gram, error.ridge
-        identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        self.inverse = torch.linalg.inv(gram + ridge * identity)
+        gram, lam = error.gram, damping(error.gram)
+        self.inverse = torch.linalg.inv(damped(gram, lam))
         self.effect = error.effect.clone()
         self.size = gram.shape[1] // channels  # entries of a channel
         self._make_room()
@@ -41,7 +41,7 @@ class _Shrinking:
         self._effect_blocks = self._blocks(self.effect)
         # What the ridge adds to a residual is no loss of the network's.
         own = self._effect_blocks.diagonal(dim1=2, dim2=3).sum(2)
-        self._regularised = (ridge[:, 0] * own).sum(0)  # [channels]
+        self._regularised = (lam[:, None] * own).sum(0)  # [channels]
 
     def _make_room(self) -> None:
         shape = (*self.inverse.shape[:2], LAZY * self.size)

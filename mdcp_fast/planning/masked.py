@@ -31,6 +31,7 @@ from mdcp_fast.modules.removal import remove, tensor_of
 from mdcp_fast.modules.verification import relative_difference, scrambled
 from mdcp_fast.ops.population_norm import population_norm
 from mdcp_fast.planning.evaluators import AnswerEvaluator, KeptChannels, answers
+from mdcp_fast.pruning.batch_norm import check_several_values
 from mdcp_fast.tracing.graph import ChannelGraph
 
 TOLERANCE = 1e-8  # largest difference, relative to the largest output, from the pruned network
@@ -147,11 +148,7 @@ class Population(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if input.numel() == self.candidates * input.shape[1]:
-            raise ValueError(
-                "calibration: expected batches with more than one value per channel for "
-                f"BatchNorm, got an input of shape {[1, *input.shape[1:]]}"
-            )
+        check_several_values(input, self.candidates)
         self._check(input)
         dropped = torch.zeros(self.candidates, input.shape[1], dtype=torch.bool)
         for one in (running_mean, running_var, weight, bias):

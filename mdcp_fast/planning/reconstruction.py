@@ -20,11 +20,9 @@ from torch import Tensor
 
 from mdcp_fast.planning.folded_weights import weight_gram
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean
+from mdcp_fast.pruning.ridge import TINY, damping, unpredicted
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
-
-RIDGE = 1e-3  # of the mean diagonal of the Gram matrix
-TINY = torch.finfo(torch.float32).tiny
 
 
 class ReconstructionError(NamedTuple):
@@ -39,12 +37,6 @@ class ReconstructionError(NamedTuple):
 
     gram: Tensor
     effect: Tensor
-
-    @property
-    def ridge(self) -> Tensor:
-        """lam, float64 [groups, 1, 1]."""
-        scale = self.gram.diagonal(dim1=1, dim2=2).mean(1)
-        return RIDGE * scale.clamp_min(TINY)[:, None, None]
 
     @property
     def kernel(self) -> Tensor:
@@ -178,19 +170,11 @@ def ridge_losses(errors: Sequence[ReconstructionError], kept: Tensor) -> Tensor:
         float64 [jobs], summed over the errors; 0 where all channels stay.
     """
     losses = torch.zeros(len(kept), dtype=torch.float64)
-    for error in errors:
-        gram, effect = error
-        size = gram.shape[1] // kept.shape[1]
+    for gram, effect in errors:
+        size, lam = gram.shape[1] // kept.shape[1], damping(gram)
         for job, mask in enumerate(kept):
             stays = mask.repeat_interleave(size).to(gram.device)
             if bool(stays.all()):
                 continue
-            inner = gram[:, stays][:, :, stays]
-            identity = torch.eye(inner.shape[1], dtype=gram.dtype, device=gram.device)
-            factor = torch.linalg.cholesky(inner + error.ridge * identity)
-            across = gram[:, stays][:, :, ~stays]
-            across = torch.linalg.solve_triangular(factor, across, upper=False)
-            weights = effect[:, ~stays][:, :, ~stays]
-            total = (weights * gram[:, ~stays][:, :, ~stays]).sum()
-            losses[job] += float(total - ((across @ weights) * across).sum())
+            losses[job] += unpredicted(gram, effect, stays, lam)
     return losses.clamp_min(0)

@@ -56,13 +56,35 @@ def recalibrate(model: nn.Module, batches: list[Inputs], without: Collection[str
             module.momentum = momentum
 
 
-def set_statistics(norm: Any, x: Tensor, batches: int) -> None:
-    """Gives a BatchNorm the mean and the unbiased variance of what it is about to read."""
-    if x.numel() == x.shape[1]:
+def check_several_values(x: Tensor, candidates: int = 1) -> None:
+    """A variance takes two values of a channel.
+
+    Args:
+        x: What a BatchNorm reads, [batch, channels, ...].
+        candidates: How many networks share the batch, each with statistics of its part.
+
+    Raises:
+        ValueError: There is a single one.
+    """
+    if x.numel() == candidates * x.shape[1]:
         raise ValueError(
-            "calibration: expected more than one value per channel for BatchNorm, got an input of "
-            f"shape {list(x.shape)}"
+            "calibration: expected batches with more than one value per channel for BatchNorm, got "
+            f"an input of shape {[x.shape[0] // candidates, *x.shape[1:]]}"
         )
+
+
+def set_statistics(norm: Any, x: Tensor, batches: int) -> None:
+    """Gives a BatchNorm the mean and the unbiased variance of what it is about to read.
+
+    Args:
+        norm: With statistics; they change.
+        x: Its input, [batch, channels, ...].
+        batches: How many batches it counts as having seen.
+
+    Raises:
+        ValueError: `x` has a single value per channel.
+    """
+    check_several_values(x)
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(exact, [d for d in range(x.dim()) if d != 1])
     norm.running_mean.copy_(mean)

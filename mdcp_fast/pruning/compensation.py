@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean, collect_grams
+from mdcp_fast.pruning.ridge import predictors
 from mdcp_fast.tracing.graph import ChannelGraph
-
-RIDGE = 1e-3  # of the mean diagonal of the Gram matrix of the kept channels
 
 
 def _absorbed(
@@ -47,7 +46,7 @@ def _absorbed(
     gone = torch.ones(channels, dtype=torch.bool, device=gram.device)
     gone[kept] = False
     lost = gone.nonzero().flatten()
-    predict = _ridge(gram, kept, lost)  # [groups, lost, kept]
+    predict = predictors(gram, kept, lost)  # [groups, lost, kept]
 
     dtype = torch.promote_types(weight.dtype, torch.float32)
     from_lost = consumer.columns(weight, lost, groups).to(dtype)
@@ -65,15 +64,6 @@ def _absorbed(
         return adapted.flatten(1).index_select(1, order.to(adapted.device)), shift
     others = [size for d, size in enumerate(weight.shape) if d != consumer.dimension]
     return adapted.reshape(*others, len(kept)).movedim(-1, consumer.dimension), shift
-
-
-def _ridge(gram: Tensor, kept: Tensor, lost: Tensor) -> Tensor:
-    """Coefficients that predict lost channels from kept ones: [groups, lost, kept]."""
-    inner = gram[:, kept][:, :, kept]
-    scale = inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
-    identity = torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky(inner + RIDGE * scale[:, None, None] * identity)
-    return torch.cholesky_solve(gram[:, kept][:, :, lost], factor).transpose(1, 2)
 
 
 def lost_inputs(graph: ChannelGraph, positions: Positions) -> set[str]:

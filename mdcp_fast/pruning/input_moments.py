@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
-from mdcp_fast.modules.hooks import forward_hooks
+from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -59,7 +59,7 @@ class Consumer:
     @torch.no_grad()
     def see(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """A forward pre-hook: adds a batch of the layer's inputs to the sums."""
-        x = arguments[0] if arguments else named["input"]
+        x = layer_input(arguments, named)
         if isinstance(module, nn.modules.conv._ConvNd):
             if x.dim() == module.weight.dim() - 1:  # without a batch dimension
                 x = x.unsqueeze(0)

@@ -28,8 +28,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, preserve_buffers
-from mdcp_fast.modules.hooks import forward_hooks
+from mdcp_fast.modules.calls import (
+    Inputs,
+    call,
+    eval_mode,
+    map_tensors,
+    preserve_buffers,
+    tensors_in,
+)
+from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.modules.im2col import (
     as_matrix,
     as_weight,
@@ -44,6 +51,7 @@ from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.batch_norm import set_statistics
 from mdcp_fast.pruning.calibration import joined_batches
 from mdcp_fast.pruning.compensation import compensate, lost_inputs
+from mdcp_fast.pruning.ridge import TINY, factorised
 from mdcp_fast.tracing.graph import ChannelGraph
 
 # The ridge, as a share of the mean square of the entries of a patch: RIDGE for as many outputs as a
@@ -127,7 +135,7 @@ def refit(
 
     def fit(path: str) -> Callable[..., None]:
         def hook(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = arguments[0] if arguments else named["input"]
+            x = layer_input(arguments, named)
             target = targets.pop(path, None)
             if target is not None and _fit(graph, small, positions, path, x, target):
                 fitted.add(f"{path}.weight")
@@ -135,7 +143,7 @@ def refit(
         return hook
 
     def re_estimate(layer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        set_statistics(layer, arguments[0] if arguments else named["input"], len(batches))
+        set_statistics(layer, layer_input(arguments, named), len(batches))
 
     hooks = {path: fit(path) for path in targets}
     if recalibrate:
@@ -150,15 +158,10 @@ def refit(
 def _samples(model: nn.Module, batch: Inputs) -> int:
     """How many samples' activations fit into `MEMORY`."""
     few = map_tensors(batch, lambda tensor: tensor[:2] if tensor.dim() else tensor)
-    count = max([len(t) for t in _tensors(few) if t.dim()], default=1)
+    count = max([len(t) for t in tensors_in(few) if t.dim()], default=1)
     with eval_mode(model), preserve_buffers(model):
         peak = peak_memory(model, lambda: call(model, few))
     return max(1, MEMORY * count // max(peak, 1))
-
-
-def _tensors(inputs: Inputs) -> list[Tensor]:
-    values = inputs.values() if isinstance(inputs, dict) else inputs
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _dense_pass(
@@ -193,7 +196,7 @@ def _dense_pass(
             layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any
         ) -> None:
             calls[path] += 1
-            x = arguments[0] if arguments else named["input"]
+            x = layer_input(arguments, named)
             if calls[path] > 1 or not is_its_matrix(layer, x, output):
                 targets.pop(path, None)
                 return
@@ -294,7 +297,10 @@ def _fit(
     if centred:
         seen -= mean
         lacking -= lacking.mean(1, keepdim=True)
-    fitted = as_matrix(layer, layer.weight).double() + _ridge(seen, lacking)
+    try:
+        fitted = as_matrix(layer, layer.weight).double() + _correction(seen, lacking)
+    except torch.linalg.LinAlgError:
+        return False
     # What the outputs then have too little on average:
     shift = (
         wanted.double().mean(1) - (mean.double() @ fitted.transpose(1, 2)).squeeze(1)
@@ -311,7 +317,7 @@ def _fit(
     return True
 
 
-def _ridge(seen: Tensor, lacking: Tensor) -> Tensor:
+def _correction(seen: Tensor, lacking: Tensor) -> Tensor:
     """The matrices D that minimise mean ||lacking - D seen||^2 + lam ||D||^2.
 
     The error that noise makes in D grows with entries / R; so does lam.
@@ -322,17 +328,17 @@ def _ridge(seen: Tensor, lacking: Tensor) -> Tensor:
 
     Returns:
         float64 [groups, outputs, entries].
+
+    Raises:
+        torch.linalg.LinAlgError: The inputs are not finite.
     """
     count, entries = seen.shape[1:]
-    smallest = torch.finfo(torch.float32).tiny
     share = min(max(RIDGE * entries / count, LEAST_RIDGE), MOST_RIDGE)
-    ridge = share * seen.double().square().mean((1, 2)).clamp_min(smallest)
+    lam = share * seen.double().square().mean((1, 2)).clamp_min(TINY)
     transposed = seen.transpose(1, 2)
     narrow = entries <= count  # else the matrix of samples is the smaller one
     gram = (transposed @ seen if narrow else seen @ transposed).double() / count
-    gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    factor[failed > 0] = torch.nan  # for the caller to see
+    factor = factorised(gram, lam)
     if narrow:
         cross = (transposed @ lacking).double() / count
         return torch.cholesky_solve(cross, factor).transpose(1, 2)
