@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -26,6 +25,7 @@ from mdcp_fast.modules.calls import (
     preserve_buffers,
     tensors_in,
 )
+from mdcp_fast.modules.layer_kinds import BATCH_NORM, KINDS, MatrixKind
 from mdcp_fast.modules.memory import peak_memory
 from mdcp_fast.modules.removal import remove, tensor_of
 from mdcp_fast.modules.verification import relative_difference, scrambled
@@ -38,8 +38,7 @@ TOLERANCE = 1e-8  # largest difference, relative to the largest output, from the
 MEMORY = 1 << 30  # bytes of activations, by default
 TRIED = 4  # samples on which that is found
 
-CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
-TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+CALLED = {function: kind for kind in KINDS for function in kind.functions}
 Dropped = dict[tuple[str, int], Tensor]  # (parameter, dimension) -> bool [candidates, size]
 
 
@@ -108,31 +107,28 @@ class Population(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
-        if func is F.batch_norm:
+        kind = CALLED.get(func)
+        if kind is BATCH_NORM:
             return self._batch_norm(*args, **named)
-        if func in CONVOLUTIONS:
-            return self._layer(func, (1, 0), 1, *args, **named)
-        if func in TRANSPOSED:
-            return self._layer(func, (0, 1), 1, *args, **named)
-        if func is F.linear:
-            return self._layer(func, (1, 0), -1, *args, **named)
+        if isinstance(kind, MatrixKind):
+            return self._layer(func, kind, *args, **named)
         return func(*args, **named)
 
     def _layer(
         self,
         func: Callable[..., Tensor],
-        dimensions: tuple[int, int],  # of the weight: inputs, outputs
-        along: int,  # the dimension of activations with the channels
+        kind: MatrixKind,
         input: Tensor,
         weight: Tensor,
         *rest: Any,
         **named: Any,
     ) -> Tensor:
-        reads = self._dropped.get((id(weight), dimensions[0]))
+        along = kind.channel_dimension(input.dim(), weight.dim())
+        reads = self._dropped.get((id(weight), kind.input_dimension))
         if reads is not None and self.at_inputs:
             input = self._without(reads, input, along, in_place=False)
         output = func(input, weight, *rest, **named)
-        writes = self._dropped.get((id(weight), dimensions[1]))
+        writes = self._dropped.get((id(weight), kind.output_dimension))
         if writes is not None and id(weight) not in self._normalized:
             output = self._without(writes, output, along, in_place=True)
         return output
@@ -161,9 +157,11 @@ class Population(TorchFunctionMode):
         Args:
             dropped: bool [candidates, size]; the channels of a layer with groups are several times
                 `size`, and each group drops the same.
+            x: [candidates x batch, ...].
+            along: Its dimension with the channels.
+            in_place: Whether `x` may change.
         """
         self._check(x)
-        along %= x.dim()
         parts = x.unflatten(0, (self.candidates, -1))
         gone = dropped.repeat(1, x.shape[along] // dropped.shape[1])
         shape = [1] * parts.dim()

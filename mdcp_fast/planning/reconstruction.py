@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mdcp_fast.modules.im2col import rows_along
 from mdcp_fast.planning.folded_weights import weight_gram
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean
 from mdcp_fast.pruning.ridge import TINY, damping, unpredicted
@@ -108,7 +109,7 @@ class _Effect(NamedTuple):
 
 
 def _effect(graph: ChannelGraph, consumer: Consumer, fisher: Mapping[str, Tensor]) -> _Effect:
-    gram, _ = consumer.moments(absorbs_mean(graph, consumer))
+    gram, _ = consumer.moments(absorbs_mean(consumer))
     groups, channels, _ = gram.shape
     weight = graph.model.get_parameter(consumer.weight)
     every = torch.arange(channels)
@@ -144,7 +145,7 @@ def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
         own = []
         for place in axis.consumers:
             weight = graph.model.get_parameter(place.parameter).detach().to("cpu", torch.float64)
-            columns = weight.movedim(place.dimension, 0).flatten(1)[place.positions].flatten(1)
+            columns = rows_along(weight, place.dimension)[place.positions].flatten(1)
             effect = columns @ columns.T
             total = energy.get(place.parameter, 0.0) + float((gram * effect).sum())
             energy[place.parameter] = total

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, call, eval_mode
+from mdcp_fast.modules.layer_kinds import batch_norms
 
 
 @torch.no_grad()
@@ -26,13 +27,7 @@ def recalibrate(model: nn.Module, batches: list[Inputs], without: Collection[str
     Raises:
         ValueError: A batch has a single value per channel.
     """
-    norms: list[Any] = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.running_mean is not None
-        and name not in without
-    ]
+    norms = [module for path, module in batch_norms(model).items() if path not in without]
     if not norms:
         return
     statistics = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]

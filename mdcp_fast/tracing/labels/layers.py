@@ -7,12 +7,38 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
+from mdcp_fast.modules.layer_kinds import (
+    BATCH_NORM,
+    CONVOLUTION,
+    GROUP_NORM,
+    INSTANCE_NORM,
+    KINDS,
+    LAYER_NORM,
+    LINEAR,
+    PRELU,
+    TRANSPOSED,
+    LayerKind,
+    MatrixKind,
+)
 from mdcp_fast.tracing.labels.label_tensors import compact, spread, varies, varying
-from mdcp_fast.tracing.labels.state import ALONG, INPUT, OUTPUT, Call, Rules, Walk, op_name, ops
+from mdcp_fast.tracing.labels.state import (
+    ALONG,
+    INPUT,
+    OUTPUT,
+    Call,
+    Rule,
+    Rules,
+    Walk,
+    op_name,
+    ops,
+)
 
-CONVOLUTIONS = "conv1d conv2d conv3d"
-TRANSPOSED = "conv_transpose1d conv_transpose2d conv_transpose3d"
-BEFORE_BATCH_NORM = frozenset(f"{CONVOLUTIONS} {TRANSPOSED} linear".split())
+BEFORE_BATCH_NORM = frozenset(
+    operator
+    for kind in KINDS
+    if isinstance(kind, MatrixKind) and kind.absorbs_batch_norm
+    for operator in kind.operators
+)
 
 
 def convolution(walk: Walk, call: Call) -> Any:
@@ -20,20 +46,21 @@ def convolution(walk: Walk, call: Call) -> Any:
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
     shape = weight.meta["val"].shape
-    dim = out.dim() - len(shape) + 1
+    kind = CONVOLUTION
+    dim = kind.channel_dimension(out.dim(), len(shape))
     inputs = walk.channels(walk.labels(call["input"]), dim)
-    outputs = walk.classes.fresh(shape[0])
-    walk.use(weight, 0, outputs, OUTPUT)
+    outputs = walk.classes.fresh(kind.outputs(shape, groups))
+    walk.use(weight, kind.output_dimension, outputs, OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
     if groups == 1:
-        walk.use(weight, 1, inputs, INPUT)
+        walk.use(weight, kind.input_dimension, inputs, INPUT)
     elif groups == len(inputs):
         depthwise(walk, inputs, outputs)
     else:
         walk.tie(inputs, groups)
         walk.tie(outputs, groups)
-        walk.use(weight, 1, inputs.view(groups, -1)[0], INPUT)
-    walk.multiplies(weight, out.numel() // shape[0])
+        walk.use(weight, kind.input_dimension, inputs.view(groups, -1)[0], INPUT)
+    walk.multiplies(weight, out.numel() // len(outputs))
     return spread(outputs, out.shape, dim)
 
 
@@ -42,20 +69,21 @@ def transposed_convolution(walk: Walk, call: Call) -> Any:
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
     shape = weight.meta["val"].shape
-    dim = out.dim() - len(shape) + 1
+    kind = TRANSPOSED
+    dim = kind.channel_dimension(out.dim(), len(shape))
     inputs = walk.channels(walk.labels(call["input"]), dim)
-    outputs = walk.classes.fresh(shape[1] * groups)
+    outputs = walk.classes.fresh(kind.outputs(shape, groups))
     if groups > 1 and groups == len(inputs):
         depthwise(walk, inputs, outputs)
-        walk.use(weight, 0, inputs, OUTPUT)
+        walk.use(weight, kind.input_dimension, inputs, OUTPUT)  # it writes what it reads
     else:
         if groups > 1:
             walk.tie(inputs, groups)
             walk.tie(outputs, groups)
-        walk.use(weight, 0, inputs, INPUT)
-        walk.use(weight, 1, outputs.view(groups, -1)[0], OUTPUT)
+        walk.use(weight, kind.input_dimension, inputs, INPUT)
+        walk.use(weight, kind.output_dimension, outputs.view(groups, -1)[0], OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
-    walk.multiplies(weight, call["input"].meta["val"].numel() // shape[0])
+    walk.multiplies(weight, call["input"].meta["val"].numel() // len(inputs))
     return spread(outputs, out.shape, dim)
 
 
@@ -70,13 +98,15 @@ def linear(walk: Walk, call: Call) -> Any:
     weight, out = call["weight"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    source = walk.labels(call["input"])
-    walk.use(weight, 1, walk.channels(source, source.dim() - 1), INPUT)
-    outputs = walk.classes.fresh(weight.meta["val"].shape[0])
-    walk.use(weight, 0, outputs, OUTPUT)
+    kind, shape = LINEAR, weight.meta["val"].shape
+    dim = kind.channel_dimension(out.dim(), len(shape))
+    inputs = walk.channels(walk.labels(call["input"]), dim)
+    walk.use(weight, kind.input_dimension, inputs, INPUT)
+    outputs = walk.classes.fresh(kind.outputs(shape))
+    walk.use(weight, kind.output_dimension, outputs, OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
     walk.multiplies(weight, out.numel() // len(outputs))
-    return spread(outputs, out.shape, out.dim() - 1)
+    return spread(outputs, out.shape, dim)
 
 
 def computed_weight(walk: Walk, call: Call) -> Any:
@@ -149,14 +179,20 @@ def product(walk: Walk, call: Call) -> Any:
     return walk.unknown(call, "a matrix product outside a layer")
 
 
+def of_kind(kind: LayerKind, rule: Rule) -> Rules:
+    """One rule for the operators of a kind of layer."""
+    return dict.fromkeys(kind.operators, rule)
+
+
 RULES: Rules = {
-    **ops(CONVOLUTIONS, convolution),
-    **ops(TRANSPOSED, transposed_convolution),
-    **ops("linear", linear),
-    **ops("batch_norm instance_norm", batch_norm),
-    **ops("group_norm", group_norm),
-    **ops("layer_norm", layer_norm),
+    **of_kind(CONVOLUTION, convolution),
+    **of_kind(TRANSPOSED, transposed_convolution),
+    **of_kind(LINEAR, linear),
+    **of_kind(BATCH_NORM, batch_norm),
+    **of_kind(INSTANCE_NORM, batch_norm),
+    **of_kind(GROUP_NORM, group_norm),
+    **of_kind(LAYER_NORM, layer_norm),
+    **of_kind(PRELU, prelu),
     **ops("softmax log_softmax _softmax _log_softmax", softmax),
-    **ops("prelu", prelu),
     **ops("matmul bmm mm baddbmm addmm einsum scaled_dot_product_attention", product),
 }
