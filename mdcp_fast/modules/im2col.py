@@ -1,4 +1,4 @@
-"""Weights as matrices: each output of a layer is one times the patch of the input that it sees.
+"""Weights as matrices: each output of a layer is a row times the patch of the input that it sees.
 
 Convolutions, transposed or not and of any number of dimensions. Padding is part of the patches, so
 what a border hides is hidden in the matrix form too. `layer_kinds` says which layers have it.
@@ -121,13 +121,13 @@ def input_columns(weight: Tensor, dimension: int, groups: int, inputs: int) -> T
     return last.reshape(groups, last.shape[0] // groups, -1, inputs)
 
 
-def from_input_columns(columns: Tensor, shape: Sequence[int], dimension: int) -> Tensor:
+def from_input_columns(columns: Tensor, weight: Tensor, dimension: int) -> Tensor:
     """The weight of which `input_columns` makes `columns`, with as many inputs as these have.
 
     Args:
         columns: [groups, outputs of a group, taps, inputs].
-        shape: The weight's; its size along `dimension` does not count.
+        weight: Of the same shape but for the number of inputs.
         dimension: Where inputs lie.
     """
-    others = [size for d, size in enumerate(shape) if d != dimension]
+    others = [size for d, size in enumerate(weight.shape) if d != dimension]
     return columns.reshape(*others, columns.shape[-1]).movedim(-1, dimension)

@@ -9,6 +9,7 @@ a rule for its operator to `tracing/labels/layers.py`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,7 +52,7 @@ class LayerKind:
             setattr(layer, attribute, shape[dimension])
 
 
-class MatrixKind(LayerKind):
+class MatrixKind(LayerKind, ABC):
     """A kind of layer whose weight multiplies patches of its input: each output is a dot product.
 
     Attributes:
@@ -67,23 +68,13 @@ class MatrixKind(LayerKind):
     absorbs_batch_norm: ClassVar[bool] = True
     reads_flattened: ClassVar[bool] = False
 
-    def channel_dimension(self, dimensions: int, weight_dimensions: int) -> int:
-        """The dimension of an input or an output that holds the channels.
+    @abstractmethod
+    def channel_dimension(self, x: Tensor, weight: Tensor) -> int:
+        """Where `x`, an input or an output with or without a batch, has its channels."""
 
-        Args:
-            dimensions: Of the activations, with or without a batch.
-            weight_dimensions: Of the weight.
-        """
-        raise NotImplementedError
-
-    def outputs(self, shape: Sequence[int], groups: int = 1) -> int:
-        """How many outputs a layer has: the outputs of all groups.
-
-        Args:
-            shape: Of its weight.
-            groups: Of the layer.
-        """
-        return shape[self.output_dimension]
+    def outputs(self, weight: Tensor, groups: int = 1) -> int:
+        """How many outputs a layer with this weight and these groups has, over all groups."""
+        return weight.shape[self.output_dimension]
 
     def groups(self, layer: Any) -> int:
         """Into how many groups inputs and outputs fall that have nothing to do with each other."""
@@ -106,18 +97,19 @@ class MatrixKind(LayerKind):
         return True
 
     def taps_per_seen(self, layer: Any) -> int:
-        """Of how many taps an output sees a single one: of 1 but for strided transposed layers."""
+        """The number of taps divided by how many of them an output sees."""
         return 1
 
     def rows(self, layer: Any, x: Tensor) -> Tensor:
         """An input or an output with each position as a row: [positions, channels]."""
-        dimension = self.channel_dimension(x.dim(), layer.weight.dim())
+        dimension = self.channel_dimension(x, layer.weight)
         return x.movedim(dimension, -1).reshape(-1, x.shape[dimension])
 
+    @abstractmethod
     def output_shape(self, output: Tensor) -> tuple[int, ...]:
         """The positions at which a layer has outputs, sample first: the shape but its channels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_rows(self, output: Tensor, rows: Tensor) -> Tensor:
         """What a layer put out at some positions: [R, outputs].
 
@@ -125,8 +117,8 @@ class MatrixKind(LayerKind):
             output: [batch, ...].
             rows: int64 [R], indices into the flattened `output_shape`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def patches(self, layer: Any, x: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
         """The patches of a layer's input that some of its outputs see.
 
@@ -139,15 +131,14 @@ class MatrixKind(LayerKind):
         Returns:
             [groups, R, inputs of a group x taps], in the order of `as_matrix`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def as_matrix(self, layer: Any, weight: Tensor) -> Tensor:
         """A layer's weight as [groups, outputs of a group, inputs of a group x taps]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def as_weight(self, layer: Any, matrix: Tensor) -> Tensor:
         """The weight that `as_matrix` makes `matrix` of."""
-        raise NotImplementedError
 
     def is_its_matrix(self, layer: Any, x: Tensor, output: Tensor) -> bool:
         """Whether the matrix form gives the outputs that a layer gave, at a few places.
@@ -189,8 +180,8 @@ class Linear(MatrixKind):
     sizes: ClassVar[Mapping[str, int]] = {"out_features": 0, "in_features": 1}
     reads_flattened = True
 
-    def channel_dimension(self, dimensions: int, weight_dimensions: int) -> int:
-        return dimensions - 1
+    def channel_dimension(self, x: Tensor, weight: Tensor) -> int:
+        return x.dim() - 1
 
     def output_shape(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[:-1])
@@ -228,8 +219,8 @@ class Convolution(MatrixKind):
             inputs, outputs = outputs, inputs
         layer.in_channels, layer.out_channels = inputs, outputs
 
-    def channel_dimension(self, dimensions: int, weight_dimensions: int) -> int:
-        return dimensions - weight_dimensions + 1
+    def channel_dimension(self, x: Tensor, weight: Tensor) -> int:
+        return x.dim() - weight.dim() + 1
 
     def groups(self, layer: Any) -> int:
         return int(layer.groups)
@@ -262,14 +253,14 @@ class TransposedConvolution(Convolution):
     functions = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
     input_dimension, output_dimension, transposed = 0, 1, True
 
-    def outputs(self, shape: Sequence[int], groups: int = 1) -> int:
-        return shape[1] * groups
+    def outputs(self, weight: Tensor, groups: int = 1) -> int:
+        return weight.shape[1] * groups
 
     def inputs_by_group(self, layer: Any) -> bool:
         return bool(layer.groups == 1)
 
     def taps_per_seen(self, layer: Any) -> int:
-        return math.prod(layer.stride)
+        return math.prod(layer.stride)  # the others fall between its inputs
 
     def kept_outputs(self, layer: Any, kept: Mapping[int, Tensor]) -> Tensor | None:
         if not kept:
@@ -388,7 +379,7 @@ def layers_of(model: nn.Module, normalized_by: Mapping[str, str]) -> dict[str, L
             continue
         weight = first[f"{prefix}weight"]
         mean = normalized_by.get(weight)
-        bias = None if module.bias is None else f"{prefix}bias"
+        bias = f"{prefix}bias" if f"{prefix}bias" in parameters else None  # or it is computed
         layers[path] = Layer(path, weight, bias, batch_norm_of(model, mean), mean, kind)
     return layers
 
@@ -436,7 +427,10 @@ def is_depthwise(layer: Any) -> bool:
 
 
 def continues_channels(weight: Tensor, dimension: int) -> bool:
-    """Whether a weight is a depthwise convolution's, as far as its shape says.
+    """Whether a weight is a depthwise convolution's, which continues channels.
+
+    Its shape does not tell that from a plain convolution of a single channel, such as a network's
+    first layer on grey images.
 
     Args:
         weight: Of any layer.

@@ -123,7 +123,7 @@ class Population(TorchFunctionMode):
         *rest: Any,
         **named: Any,
     ) -> Tensor:
-        along = kind.channel_dimension(input.dim(), weight.dim())
+        along = kind.channel_dimension(input, weight)
         reads = self._dropped.get((id(weight), kind.input_dimension))
         if reads is not None and self.at_inputs:
             input = self._without(reads, input, along, in_place=False)

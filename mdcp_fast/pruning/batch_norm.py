@@ -59,7 +59,7 @@ def check_several_values(x: Tensor, candidates: int = 1) -> None:
         candidates: How many networks share the batch, each with statistics of its part.
 
     Raises:
-        ValueError: There is a single one.
+        ValueError: There is a single value.
     """
     if x.numel() == candidates * x.shape[1]:
         raise ValueError(

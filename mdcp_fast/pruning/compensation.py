@@ -57,7 +57,7 @@ def _absorbed(
         order = consumer.blocks[kept.cpu()].T.flatten().argsort()
         matrix = adapted.flatten(0, 1).flatten(1)  # [outputs, positions of kept channels]
         return matrix.index_select(1, order.to(adapted.device)), shift
-    return from_input_columns(adapted, weight.shape, consumer.dimension), shift
+    return from_input_columns(adapted, weight, consumer.dimension), shift
 
 
 def lost_inputs(graph: ChannelGraph, positions: Positions) -> set[str]:

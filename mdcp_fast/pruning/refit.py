@@ -290,7 +290,7 @@ def _fit(
     if not bool(fitted.isfinite().all() & shift.isfinite().all()):
         return False
     layer.weight.copy_(kind.as_weight(layer, fitted))
-    if layer.bias is not None:
+    if target.layer.bias is not None:
         layer.bias.copy_(shift)
     elif running_mean is not None:  # BatchNorm subtracts it: lowering it adds the shift
         dense = tensor_of(graph.model, running_mean)

@@ -45,11 +45,10 @@ def convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    shape = weight.meta["val"].shape
-    kind = CONVOLUTION
-    dim = kind.channel_dimension(out.dim(), len(shape))
+    kind, value = CONVOLUTION, weight.meta["val"]
+    dim = kind.channel_dimension(out, value)
     inputs = walk.channels(walk.labels(call["input"]), dim)
-    outputs = walk.classes.fresh(kind.outputs(shape, groups))
+    outputs = walk.classes.fresh(kind.outputs(value, groups))
     walk.use(weight, kind.output_dimension, outputs, OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
     if groups == 1:
@@ -68,11 +67,10 @@ def transposed_convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    shape = weight.meta["val"].shape
-    kind = TRANSPOSED
-    dim = kind.channel_dimension(out.dim(), len(shape))
+    kind, value = TRANSPOSED, weight.meta["val"]
+    dim = kind.channel_dimension(out, value)
     inputs = walk.channels(walk.labels(call["input"]), dim)
-    outputs = walk.classes.fresh(kind.outputs(shape, groups))
+    outputs = walk.classes.fresh(kind.outputs(value, groups))
     if groups > 1 and groups == len(inputs):
         depthwise(walk, inputs, outputs)
         walk.use(weight, kind.input_dimension, inputs, OUTPUT)  # it writes what it reads
@@ -98,11 +96,11 @@ def linear(walk: Walk, call: Call) -> Any:
     weight, out = call["weight"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    kind, shape = LINEAR, weight.meta["val"].shape
-    dim = kind.channel_dimension(out.dim(), len(shape))
+    kind, value = LINEAR, weight.meta["val"]
+    dim = kind.channel_dimension(out, value)
     inputs = walk.channels(walk.labels(call["input"]), dim)
     walk.use(weight, kind.input_dimension, inputs, INPUT)
-    outputs = walk.classes.fresh(kind.outputs(shape))
+    outputs = walk.classes.fresh(kind.outputs(value))
     walk.use(weight, kind.output_dimension, outputs, OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
     walk.multiplies(weight, out.numel() // len(outputs))
