@@ -91,15 +91,15 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
     """
     path, _, leaf = name.rpartition(".")
     try:
-        found = getattr(model.get_submodule(path), leaf)
+        tensor = getattr(model.get_submodule(path), leaf)
     except AttributeError:
-        found = None
-    if not isinstance(found, Tensor):
+        tensor = None
+    if not isinstance(tensor, Tensor):
         raise ValueError(
             f"model: expected a network with a parameter or buffer {name!r}, got a "
             f"{type(model).__name__} without it"
         )
-    return found
+    return tensor
 
 
 def _check_positions(name: str, tensor: Tensor, dimensions: Mapping[int, Tensor]) -> None:

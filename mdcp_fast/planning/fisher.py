@@ -73,7 +73,7 @@ def output_fisher(
             if samples >= enough:
                 break
             samples += _backward(model, batch, generator)
-    return {name: one / samples for name, one in sums.items() if bool(one.isfinite().all())}
+    return {name: total / samples for name, total in sums.items() if bool(total.isfinite().all())}
 
 
 def _watch(sums: dict[str, Tensor], layer: Layer) -> Callable[..., None]:

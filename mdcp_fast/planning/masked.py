@@ -36,7 +36,7 @@ from mdcp_fast.tracing.graph import ChannelGraph
 
 TOLERANCE = 1e-8  # largest difference, relative to the largest output, from the pruned network
 MEMORY = 1 << 30  # bytes of activations, by default
-TRIED = 4  # samples on which that is found
+TRIED = 4  # samples on which it is tried whether masks at outputs suffice
 
 CALLED = {function: kind for kind in KINDS for function in kind.functions}
 Dropped = dict[tuple[str, int], Tensor]  # (parameter, dimension) -> bool [candidates, size]
@@ -71,7 +71,7 @@ class Population(TorchFunctionMode):
 
     Args:
         model: The network that will run.
-        candidates: How many there are; the first rows of the batch are the first one's.
+        candidates: How many there are; the first rows of the batch are those of the first.
         dropped: What each drops (see `dropped_positions`).
         normalized_by: As in `ChannelGraph`: what BatchNorm masks right away, its producer need not.
         at_inputs: Drop channels where layers read them, too. Where they are written suffices if
@@ -147,8 +147,8 @@ class Population(TorchFunctionMode):
         check_several_values(input, self.candidates)
         self._check(input)
         dropped = torch.zeros(self.candidates, input.shape[1], dtype=torch.bool)
-        for one in (running_mean, running_var, weight, bias):
-            dropped = self._dropped.get((id(one), 0), dropped)
+        for tensor in (running_mean, running_var, weight, bias):
+            dropped = self._dropped.get((id(tensor), 0), dropped)
         return population_norm(input, ~dropped.to(input.device), weight, bias, eps)
 
     def _without(self, dropped: Tensor, x: Tensor, along: int, in_place: bool) -> Tensor:
@@ -303,8 +303,8 @@ class NetworkEvaluator(AnswerEvaluator):
     def _losses(self, index: int, batch: Inputs, kept: Sequence[Tensor]) -> Tensor:
         """Sum over a batch's samples of every candidate's loss, float64 [candidates]."""
         output = masked_forward(self._graph, self._graph.model, batch, kept, self._at_inputs)
-        logits = answers(output).chunk(len(kept[0]))
-        return torch.stack([self._loss(index, one) for one in logits]).cpu()
+        by_candidate = answers(output).chunk(len(kept[0]))
+        return torch.stack([self._loss(index, logits) for logits in by_candidate]).cpu()
 
     def _candidates_in(self, memory: int) -> int:
         """How many candidates fit: memory grows by what the second one takes."""
@@ -315,10 +315,10 @@ class NetworkEvaluator(AnswerEvaluator):
             kept = self._kept(half.expand(candidates, -1))
             return peak_memory(self._graph.model, lambda: self._losses(largest, batch, kept))
 
-        one, two = peak(1), peak(2)
-        if memory < one:
+        first, both = peak(1), peak(2)
+        if memory < first:
             raise ValueError(
-                f"search: memory: expected at least {one:,} bytes, which one candidate takes on "
+                f"search: memory: expected at least {first:,} bytes, which one candidate takes on "
                 f"the largest calibration batch, got {memory:,}; or give smaller batches"
             )
-        return 1 + (memory - one) // max(two - one, 1)
+        return 1 + (memory - first) // max(both - first, 1)

@@ -72,27 +72,34 @@ def errors_from_inputs(
         hardly matters as the classifier. Chosen on validation data: ResNet-20 and a VGG on
         Fashion-MNIST.
     """
-    seen = [_effect(graph, one, fisher or {}) for one in consumers if one.usable]
-    roots = [one.total**0.5 for one in seen if one.weighted]
+    seen = [_effect(graph, consumer, fisher or {}) for consumer in consumers if consumer.usable]
+    roots = [layer.total**0.5 for layer in seen if layer.weighted]
     average = sum(roots) / max(len(roots), 1)
-    known = {one.consumer.weight: one for one in seen}
+    known = {layer.consumer.weight: layer for layer in seen}
     from_weights: list[list[ReconstructionError]] | None = None
-    found = []
+    errors = []
     for index, axis in enumerate(graph.axes):
         places = [place for place in axis.consumers if place.parameter in known]
         if not places:
             from_weights = from_weights or errors_from_weights(graph)
-            found.append(from_weights[index])
+            errors.append(from_weights[index])
             continue
-        own = []
-        for place in places:
-            one = known[place.parameter]
-            scale = one.total**0.5 * average if one.weighted else one.total
-            entries = _entries(one.consumer, place).to(one.gram.device)
-            gram, effect = (m[:, entries][:, :, entries] for m in (one.gram, one.effect))
-            own.append(ReconstructionError(gram, effect / max(scale, TINY)))
-        found.append(own)
-    return found
+        errors.append([_of_place(known[place.parameter], place, average) for place in places])
+    return errors
+
+
+def _of_place(layer: _Effect, place: ParameterSlice, average: float) -> ReconstructionError:
+    """What a layer loses with the channels of one of the axes that it reads.
+
+    Args:
+        layer: What its inputs do.
+        place: Where the axis's channels lie in its weight.
+        average: Square root of a layer's whole effect on the answer.
+    """
+    scale = layer.total**0.5 * average if layer.weighted else layer.total
+    entries = _entries(layer.consumer, place).to(layer.gram.device)
+    gram, effect = (matrix[:, entries][:, :, entries] for matrix in (layer.gram, layer.effect))
+    return ReconstructionError(gram, effect / max(scale, TINY))
 
 
 class _Effect(NamedTuple):
@@ -138,25 +145,25 @@ def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
     Returns:
         For each axis, one error for each weight that reads it, in shares of that layer's energy.
     """
-    found: list[list[ReconstructionError]] = []
+    unscaled: list[list[ReconstructionError]] = []
     energy: dict[str, float] = {}
     for axis in graph.axes:
         gram = weight_gram(graph, axis)
-        own = []
+        of_axis = []
         for place in axis.consumers:
             weight = graph.model.get_parameter(place.parameter).detach().to("cpu", torch.float64)
             columns = rows_along(weight, place.dimension)[place.positions].flatten(1)
             effect = columns @ columns.T
             total = energy.get(place.parameter, 0.0) + float((gram * effect).sum())
             energy[place.parameter] = total
-            own.append(ReconstructionError(gram.unsqueeze(0), effect.unsqueeze(0)))
-        found.append(own)
+            of_axis.append(ReconstructionError(gram.unsqueeze(0), effect.unsqueeze(0)))
+        unscaled.append(of_axis)
     return [
         [
-            ReconstructionError(one.gram, one.effect / max(energy[place.parameter], TINY))
-            for one, place in zip(own, axis.consumers, strict=True)
+            ReconstructionError(error.gram, error.effect / max(energy[place.parameter], TINY))
+            for error, place in zip(of_axis, axis.consumers, strict=True)
         ]
-        for own, axis in zip(found, graph.axes, strict=True)
+        for of_axis, axis in zip(unscaled, graph.axes, strict=True)
     ]
 
 

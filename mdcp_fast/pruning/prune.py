@@ -101,8 +101,8 @@ def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:
             raise TypeError(
                 f"prune: {name}: expected a {kind.__name__}, got {type(value).__name__}"
             )
-    own = [(axis.name, axis.channels) for axis in graph.axes]
-    fits = own == [(axis.name, axis.channels) for axis in plan.axes]
+    expected = [(axis.name, axis.channels) for axis in graph.axes]
+    fits = expected == [(axis.name, axis.channels) for axis in plan.axes]
     if fits:
         wanted = graph.positions([axis.kept for axis in plan.axes])
         places, planned = ({n: set(d) for n, d in p.items()} for p in (wanted, plan.positions))
@@ -114,5 +114,5 @@ def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:
     if not fits:
         raise ValueError(
             "prune: plan: expected a plan made for this graph, got one for other axes "
-            f"({len(plan.axes)} of them; the graph has {len(own)})"
+            f"({len(plan.axes)} of them; the graph has {len(expected)})"
         )

@@ -56,7 +56,7 @@ SAME = 1e-9  # share of the outputs' energy that is rounding: such a layer is le
 ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
 PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
 TARGET_NUMBERS = 1 << 28  # numbers in the targets of all layers together: 1 GB in float32
-MEMORY = 4 << 30  # bytes of activations: so many samples run together
+MEMORY = 4 << 30  # bytes of activations of the samples that run together
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _dense_pass(
 
 def _matrix_sizes(graph: ChannelGraph, small: nn.Module) -> dict[str, torch.Size]:
     """Groups, outputs and entries of the matrices of layers whose weights have no other use."""
-    used = Counter(one.weight for one in graph.multiplications)
+    used = Counter(multiplication.weight for multiplication in graph.multiplications)
     return {
         path: layer.kind.as_matrix(
             small.get_submodule(path), small.get_parameter(layer.weight)

@@ -243,6 +243,22 @@ def test_noise_is_smooth_standardised_and_of_the_inputs_shapes() -> None:
     assert neighbours > 0.8
 
 
+def test_noise_fills_tensors_in_nested_arguments() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, images: list[Tensor]) -> Tensor:
+            return self.b(self.a(images[0] + images[1]).relu())
+
+    graph = trace(Sum().eval(), ([image(batch=1), image(batch=1)],), check=False)
+    ((left, right),) = noise_batches(graph)[0]
+    assert left.shape == right.shape == (256, 3, *left.shape[2:])
+    assert not torch.equal(left, right)
+    prune(graph, random_plan(graph), calibration="noise")
+
+
 def test_noise_cannot_stand_for_integers() -> None:
     class Embedded(nn.Module):
         def __init__(self) -> None:

@@ -45,10 +45,8 @@ def convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    kind, value = CONVOLUTION, weight.meta["val"]
-    dim = kind.channel_dimension(out, value)
-    inputs = walk.channels(walk.labels(call["input"]), dim)
-    outputs = walk.classes.fresh(kind.outputs(value, groups))
+    kind = CONVOLUTION
+    dim, inputs, outputs = layer_channels(walk, call, kind)
     walk.use(weight, kind.output_dimension, outputs, OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
     if groups == 1:
@@ -67,10 +65,8 @@ def transposed_convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    kind, value = TRANSPOSED, weight.meta["val"]
-    dim = kind.channel_dimension(out, value)
-    inputs = walk.channels(walk.labels(call["input"]), dim)
-    outputs = walk.classes.fresh(kind.outputs(value, groups))
+    kind = TRANSPOSED
+    dim, inputs, outputs = layer_channels(walk, call, kind)
     if groups > 1 and groups == len(inputs):
         depthwise(walk, inputs, outputs)
         walk.use(weight, kind.input_dimension, inputs, OUTPUT)  # it writes what it reads
@@ -85,6 +81,14 @@ def transposed_convolution(walk: Walk, call: Call) -> Any:
     return spread(outputs, out.shape, dim)
 
 
+def layer_channels(walk: Walk, call: Call, kind: MatrixKind) -> tuple[int, Tensor, Tensor]:
+    """Where a layer's activations have channels, the labels that it reads, and those it makes."""
+    weight = call["weight"].meta["val"]
+    dim = kind.channel_dimension(call.value, weight)
+    inputs = walk.channels(walk.labels(call["input"]), dim)
+    return dim, inputs, walk.classes.fresh(kind.outputs(weight, call["groups"] or 1))
+
+
 def depthwise(walk: Walk, inputs: Tensor, outputs: Tensor) -> None:
     """The outputs of one input channel go with it, be they one or several."""
     multiplier = len(outputs) // len(inputs)
@@ -96,11 +100,9 @@ def linear(walk: Walk, call: Call) -> Any:
     weight, out = call["weight"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    kind, value = LINEAR, weight.meta["val"]
-    dim = kind.channel_dimension(out, value)
-    inputs = walk.channels(walk.labels(call["input"]), dim)
+    kind = LINEAR
+    dim, inputs, outputs = layer_channels(walk, call, kind)
     walk.use(weight, kind.input_dimension, inputs, INPUT)
-    outputs = walk.classes.fresh(kind.outputs(value))
     walk.use(weight, kind.output_dimension, outputs, OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
     walk.multiplies(weight, out.numel() // len(outputs))
