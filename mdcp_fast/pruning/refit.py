@@ -293,6 +293,8 @@ def _fit(
     if target.layer.bias is not None:
         layer.bias.copy_(shift)
     elif running_mean is not None:  # BatchNorm subtracts it: lowering it adds the shift
+        if layer.bias is not None:  # which is computed, and stays
+            shift = shift - layer.bias.double()
         dense = tensor_of(graph.model, running_mean)
         dense = kept_tensor(dense, positions.get(running_mean, {}))
         tensor_of(small, running_mean).copy_(dense - shift)

@@ -273,6 +273,24 @@ def test_noise_cannot_stand_for_integers() -> None:
         prune(graph, random_plan(graph), calibration="noise")
 
 
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.Identity()])
+def test_a_bias_that_is_computed_stays(norm: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3), norm)
+    nn.utils.parametrize.register_parametrization(model[2], "bias", Twice())
+    model, x = trained_like(model), image(batch=SEEN)
+    graph = trace(model, x[:1], check=False)
+    plan = PruningPlan.build(graph, [range(5)])
+    small = prune(graph, plan, calibration=[x], recalibrate=False, check=False)
+    assert torch.equal(small[2].bias, model[2].bias)
+    assert error(small, model, x) < 0.5 * error(prune(graph, plan, check=False), model, x)
+
+
 def test_layers_called_several_times_are_left_and_named() -> None:
     graph = trace(SharedLayers().eval(), image())
     plan = random_plan(graph)
