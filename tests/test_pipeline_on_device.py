@@ -162,7 +162,7 @@ def test_plans_from_weights_are_the_cpus(name: str, device: str, how: str) -> No
         assert plan.to_json() == expected.to_json()
 
 
-@on_devices("ResNet-20, trained", "MobileNetV2")
+@on_devices("ResNet-20, trained", "ResNet-18", "MobileNetV2")
 @pytest.mark.parametrize("how", MEASURED)
 def test_measured_plans_lose_no_more_than_the_cpus(name: str, device: str, how: str) -> None:
     batches = list(images(name).split(IMAGES // 2))
@@ -199,7 +199,7 @@ def test_prune_gives_the_cpus_network(name: str, device: str, calibration: str |
     assert gap <= (1e-9 if calibration is None else FITTED)
 
 
-@on_devices("ResNet-20, trained")
+@on_devices("ResNet-20, trained", "MobileNetV2")
 def test_finetune_resumes_in_bfloat16(name: str, device: str, tmp_path: Path) -> None:
     """A run that was ended half-way goes on to the same losses, within the kernels' noise."""
     generator = torch.Generator().manual_seed(2)
@@ -244,7 +244,7 @@ def test_finetune_resumes_in_bfloat16(name: str, device: str, tmp_path: Path) ->
         assert one.loss == pytest.approx(other.loss, rel=0 if device == "cpu" else 1e-2)
 
 
-@on_devices("ResNet-18")
+@on_devices("ResNet-18", "MobileNetV2")
 def test_files_go_from_device_to_device(name: str, device: str, tmp_path: Path) -> None:
     small = prune(traced(name, device), plan_of(name, "cpu"), check=False)
     save(tmp_path / "small.safetensors", small, plan_of(name, "cpu"))

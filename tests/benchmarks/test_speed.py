@@ -12,7 +12,8 @@ import pytest
 from comparison import interleaved
 from records import Records
 from speed import KEY
-from speed_report import BARS, MARKS, write_report
+from speed_bars import BARS
+from speed_report import MARKS, write_report
 
 ENVIRONMENT = ("machine", "date", "torch", "caches", "simd")
 
