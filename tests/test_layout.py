@@ -89,6 +89,61 @@ def test_no_imports_go_round_in_circles() -> None:
     tuple(TopologicalSorter(graph).static_order())
 
 
+# The rooms of layer kinds, and what else names one, with its reason.
+KNOW_LAYERS = {
+    "mdcp_fast.modules.layer_kinds": "the table",
+    "mdcp_fast.modules.im2col": "its matrix part",
+    "mdcp_fast.training.onednn": "a bug of 1x1 convolutions with strides, in two dimensions",
+    "mdcp_fast.app.models": "builds networks",
+}
+NO_LAYERS = {"Module", "Parameter", "UninitializedParameter", "parameter"}
+SIZES = {
+    *("in_channels", "out_channels", "in_features", "out_features", "kernel_size", "dilation"),
+    *("num_features", "num_channels", "num_parameters", "normalized_shape", "output_padding"),
+}
+REARRANGING = {"dim", "movedim", "unflatten", "transpose", "permute"}
+
+
+def layer_knowledge(tree: ast.AST) -> Iterator[str]:
+    """Where a file asks what kind of layer it has, or how a kind lays out its weight."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            classes = [n for n in ast.walk(node.args[1]) if isinstance(n, ast.Attribute)]
+            asks = any("nn." in ast.unparse(n) and n.attr not in NO_LAYERS for n in classes)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            of_weight = ast.unparse(node.func.value).split(".")[-1] == "weight"
+            asks = of_weight and node.func.attr in REARRANGING
+        elif isinstance(node, ast.Subscript):  # by a number: what lies there depends on the kind
+            by_number = isinstance(node.slice, (ast.Constant, ast.Slice))
+            asks = by_number and ast.unparse(node.value).endswith("weight.shape")
+        else:
+            asks = isinstance(node, ast.Attribute) and node.attr in SIZES
+        if asks:
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - KNOW_LAYERS.keys()))
+def test_kinds_of_layers_are_known_in_one_place(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    assert not list(layer_knowledge(tree)), f"ask mdcp_fast.modules.layer_kinds in {name}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "isinstance(m, nn.Conv2d)",
+        "isinstance(m, (nn.Module, nn.modules.batchnorm._BatchNorm))",
+        "m.weight.dim()",
+        "weight.shape[2:]",
+        "layer.in_channels",
+        "weight.movedim(1, 0)",
+    ],
+)
+def test_knowledge_of_layers_is_seen(text: str) -> None:
+    assert list(layer_knowledge(ast.parse(text)))
+    assert not list(layer_knowledge(ast.parse("isinstance(m, (str, nn.Module)) and x.shape[0]")))
+
+
 @pytest.mark.parametrize("name", mdcp_fast.__all__)
 def test_public_names_hide_no_module(name: str) -> None:
     assert importlib.util.find_spec(f"mdcp_fast.{name}") is None

@@ -6,9 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 Hook: TypeAlias = Callable[..., Any]
+
+
+def layer_input(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """What a layer of torch.nn reads, from the arguments that its hook gets."""
+    x: Tensor = arguments[0] if arguments else named["input"]
+    return x
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Layers as matrices: each output is a weight matrix times the patch of the input that it sees.
+"""Weights as matrices: each output of a layer is a row times the patch of the input that it sees.
 
-A convolution, transposed or not and of any number of dimensions, and a linear layer alike. Padding
-is part of the patches, so what a border hides is hidden in the matrix form too.
+Convolutions, transposed or not and of any number of dimensions. Padding is part of the patches, so
+what a border hides is hidden in the matrix form too. `layer_kinds` says which layers have it.
 """
 
 from __future__ import annotations
@@ -12,63 +12,31 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-VERIFIED = 64  # outputs of a layer that are computed anew, to see whether its matrix form is right
+from torch import Tensor
 
 
-def is_matrix(layer: nn.Module) -> bool:
-    """Whether a layer is of a kind that `patches` knows."""
-    return isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))
-
-
-def output_shape(layer: nn.Module, output: Tensor) -> tuple[int, ...]:
-    """The positions at which a layer has outputs, sample first: output's shape but its channels."""
-    return (
-        tuple(output.shape[:-1])
-        if isinstance(layer, nn.Linear)
-        else (output.shape[0], *output.shape[2:])
-    )
-
-
-def output_rows(layer: nn.Module, output: Tensor, rows: Tensor) -> Tensor:
-    """What a layer put out at some positions.
+def patches(
+    convolution: Any, x: Tensor, rows: Tensor, shape: Sequence[int], transposed: bool
+) -> Tensor:
+    """The patches of a convolution's input that some of its outputs see.
 
     Args:
-        layer: A convolution or a linear layer.
-        output: Its output.
-        rows: int64 [R], indices into the flattened `output_shape`.
-
-    Returns:
-        [R, outputs].
-    """
-    if isinstance(layer, nn.Linear):
-        return output.reshape(-1, output.shape[-1])[rows]
-    places = output[0, 0].numel()
-    return output.flatten(2)[rows // places, :, rows % places]
-
-
-def patches(layer: nn.Module, x: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
-    """The patches of a layer's input that some of its outputs see.
-
-    Args:
-        layer: A convolution or a linear layer.
-        x: Its input; convolutions take it with a batch dimension.
+        convolution: The layer.
+        x: Its input, [batch, channels, ...].
         rows: int64 [R], indices into the flattened `shape`, on the device of `x`.
-        shape: The layer's `output_shape`.
+        shape: Batch and spatial size of its output.
+        transposed: Whether it is a transposed convolution.
 
     Returns:
         [groups, R, inputs of a group x taps], in the order of `as_matrix`.
     """
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])[rows].unsqueeze(0)
-    convolution: Any = layer
     before = [convolution._reversed_padding_repeated_twice[2 * d] for d in range(len(shape) - 1)]
     if convolution.padding_mode != "zeros":
         padding = convolution._reversed_padding_repeated_twice
         x, before = F.pad(x, padding, mode=convolution.padding_mode), [0] * len(before)
     places = math.prod(shape[1:])
-    taps, valid = _taps(convolution, shape[1:], x.shape[2:], before[::-1], rows % places)
+    size = x.shape[2:]
+    taps, valid = _taps(convolution, shape[1:], size, before[::-1], rows % places, transposed)
     seen = x.flatten(2).transpose(1, 2)[(rows // places).unsqueeze(1), taps]  # [R, taps, channels]
     seen = seen.masked_fill_(~valid.unsqueeze(2), 0)
     return seen.unflatten(2, (convolution.groups, -1)).permute(2, 0, 3, 1).flatten(2)
@@ -80,6 +48,7 @@ def _taps(
     inputs: Sequence[int],
     before: Sequence[int],
     at: Tensor,
+    transposed: bool,
 ) -> tuple[Tensor, Tensor]:
     """Where each tap of an output reads, and whether that is inside the input.
 
@@ -89,11 +58,11 @@ def _taps(
         inputs: Spatial size of the input.
         before: Zeros in front of each dimension of the input.
         at: int64 [R], outputs as flat indices.
+        transposed: Whether it is a transposed convolution.
 
     Returns:
         int64 [R, taps], flat indices (0 where outside), and bool [R, taps].
     """
-    transposed = isinstance(convolution, nn.modules.conv._ConvTransposeNd)
     places = torch.unravel_index(at, tuple(outputs))
     where = torch.zeros(len(at), 1, dtype=torch.int64, device=at.device)
     valid = torch.ones_like(where, dtype=torch.bool)
@@ -112,50 +81,53 @@ def _taps(
     return where, valid
 
 
-def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A layer's weight as [groups, outputs of a group, inputs of a group x taps]."""
-    if isinstance(layer, nn.Linear):
-        return weight.unsqueeze(0)
-    grouped = weight.unflatten(0, (layer.groups, -1))
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+def as_matrix(weight: Tensor, groups: int, transposed: bool) -> Tensor:
+    """A convolution's weight as [groups, outputs of a group, inputs of a group x taps]."""
+    grouped = weight.unflatten(0, (groups, -1))
+    if transposed:
         grouped = grouped.transpose(1, 2)
     return grouped.flatten(2)
 
 
-def as_weight(layer: nn.Module, matrix: Tensor) -> Tensor:
+def as_weight(matrix: Tensor, kernel_size: Sequence[int], transposed: bool) -> Tensor:
     """The weight that `as_matrix` makes `matrix` of."""
-    if isinstance(layer, nn.Linear):
-        return matrix.squeeze(0)
-    convolution: Any = layer
-    grouped = matrix.unflatten(2, (-1, *convolution.kernel_size))
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+    grouped = matrix.unflatten(2, (-1, *kernel_size))
+    if transposed:
         grouped = grouped.transpose(1, 2)
     return grouped.flatten(0, 1)
 
 
-def is_its_matrix(layer: nn.Module, x: Tensor, output: Tensor) -> bool:
-    """Whether the matrix form gives the outputs that the layer gave, at a few places.
+def taps(weight: Tensor) -> int:
+    """At how many places a weight reads each of its inputs."""
+    return math.prod(weight.shape[2:])
 
-    Subclasses may pad in their own way, and hooks may change what comes out.
+
+def rows_along(weight: Tensor, dimension: int) -> Tensor:
+    """Everything at each position of a dimension as a row: [positions, numbers]."""
+    return weight.movedim(dimension, 0).flatten(1)
+
+
+def input_columns(weight: Tensor, dimension: int, groups: int, inputs: int) -> Tensor:
+    """A weight by what it reads: [groups, outputs of a group, taps, inputs].
 
     Args:
-        layer: A convolution or a linear layer.
-        x: Its input.
-        output: Its output.
+        weight: [outputs, inputs of a group, ...], or the first two exchanged and a single group.
+        dimension: Where inputs lie.
+        groups: Of the layer.
+        inputs: How many channels a group reads; if fewer than the weight's dimension has, that
+            holds a block of as many for each position of a channel, and these count as taps.
     """
-    weight: Any = layer.weight
-    dimensions = x.dim() if isinstance(layer, nn.Linear) else weight.dim()
-    if not x.dim() == output.dim() == dimensions or not output.numel():
-        return False
-    shape = output_shape(layer, output)
-    rows = torch.linspace(0, math.prod(shape) - 1, VERIFIED, device=x.device).long()
-    got = output_rows(layer, output, rows).float()
-    seen, matrix = patches(layer, x, rows, shape).float(), as_matrix(layer, weight).float()
-    expected = (seen @ matrix.transpose(1, 2)).transpose(0, 1).flatten(1)
-    if layer.bias is not None:
-        expected = expected + layer.bias.float()  # type: ignore[operator]
-    if expected.shape != got.shape:
-        return False
-    # Half precision rounds to a hundredth; a wrong position is off by as much as the outputs.
-    smallest = torch.finfo(torch.float32).tiny
-    return bool((expected - got).abs().max() <= 0.05 * got.abs().max().clamp_min(smallest))
+    last = weight.movedim(dimension, -1)
+    return last.reshape(groups, last.shape[0] // groups, -1, inputs)
+
+
+def from_input_columns(columns: Tensor, weight: Tensor, dimension: int) -> Tensor:
+    """The weight of which `input_columns` makes `columns`, with as many inputs as these have.
+
+    Args:
+        columns: [groups, outputs of a group, taps, inputs].
+        weight: Of the same shape but for the number of inputs.
+        dimension: Where inputs lie.
+    """
+    others = [size for d, size in enumerate(weight.shape) if d != dimension]
+    return columns.reshape(*others, columns.shape[-1]).movedim(-1, dimension)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdcp_fast.modules.layer_kinds import update_sizes
+
 Positions = Mapping[str, Mapping[int, Tensor]]
 
 
@@ -42,7 +44,7 @@ def remove(model: nn.Module, kept: Positions) -> nn.Module:
     small = rebuilt(model, lambda tensor: kept_tensor(tensor, dimensions.get(id(tensor), {})))
     if kept:
         for path, module in small.named_modules():
-            _update_sizes(module, model.get_submodule(path))
+            update_sizes(module, model.get_submodule(path))
     return small
 
 
@@ -89,15 +91,15 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
     """
     path, _, leaf = name.rpartition(".")
     try:
-        found = getattr(model.get_submodule(path), leaf)
+        tensor = getattr(model.get_submodule(path), leaf)
     except AttributeError:
-        found = None
-    if not isinstance(found, Tensor):
+        tensor = None
+    if not isinstance(tensor, Tensor):
         raise ValueError(
             f"model: expected a network with a parameter or buffer {name!r}, got a "
             f"{type(model).__name__} without it"
         )
-    return found
+    return tensor
 
 
 def _check_positions(name: str, tensor: Tensor, dimensions: Mapping[int, Tensor]) -> None:
@@ -113,30 +115,3 @@ def _check_positions(name: str, tensor: Tensor, dimensions: Mapping[int, Tensor]
                 f"{name}: expected increasing positions from 0 to {shape[dimension] - 1} along "
                 f"dimension {dimension} of shape {shape}, got {positions.tolist()[:8]} to {last}"
             )
-
-
-def _update_sizes(module: nn.Module, dense: nn.Module) -> None:
-    """Attributes of torch.nn layers that repeat the shape of a weight or of a running mean."""
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        for tensor in (module.weight, module.running_mean):
-            if isinstance(tensor, Tensor):
-                module.num_features = tensor.shape[0]
-        return
-    weight, old = getattr(module, "weight", None), getattr(dense, "weight", None)
-    if not isinstance(weight, Tensor) or not isinstance(old, Tensor) or weight.shape == old.shape:
-        return
-    if isinstance(module, nn.modules.conv._ConvNd):
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a group each
-            multiplier = module.out_channels // module.groups
-            module.groups = weight.shape[0] // (1 if transposed else multiplier)
-        first, second = weight.shape[0], weight.shape[1] * module.groups
-        module.in_channels, module.out_channels = (first, second) if transposed else (second, first)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.GroupNorm):
-        module.num_channels = weight.shape[0]
-    elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = weight.shape[0]

@@ -177,11 +177,11 @@ def relative_difference(left: Any, right: Any) -> float:
 
     A tensor of vanishing values beside others counts against a millionth of the largest.
     """
-    ours, theirs = tensors_in(left), tensors_in(right)
-    if [a.shape for a in ours] != [b.shape for b in theirs]:
+    lefts, rights = tensors_in(left), tensors_in(right)
+    if [a.shape for a in lefts] != [b.shape for b in rights]:
         return float("inf")
     gaps, scales = [], []
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(lefts, rights, strict=True):
         if not a.numel():
             continue
         a, b = (_real(a), _real(b))

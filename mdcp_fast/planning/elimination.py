@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.planning.reconstruction import ReconstructionError
+from mdcp_fast.pruning.ridge import damped, damping
 
 LAZY = 48  # steps whose updates are added at once, as one product of matrices
 
@@ -31,17 +32,16 @@ class _Shrinking:
     """
 
     def __init__(self, error: ReconstructionError, channels: int) -> None:
-        gram, ridge = error.gram, error.ridge
-        identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        self.inverse = torch.linalg.inv(gram + ridge * identity)
+        gram, lam = error.gram, damping(error.gram)
+        self.inverse = torch.linalg.inv(damped(gram, lam))
         self.effect = error.effect.clone()
         self.size = gram.shape[1] // channels  # entries of a channel
         self._make_room()
         self._inverse_blocks = self._blocks(self.inverse)
         self._effect_blocks = self._blocks(self.effect)
         # What the ridge adds to a residual is no loss of the network's.
-        own = self._effect_blocks.diagonal(dim1=2, dim2=3).sum(2)
-        self._regularised = (ridge[:, 0] * own).sum(0)  # [channels]
+        traces = self._effect_blocks.diagonal(dim1=2, dim2=3).sum(2)
+        self._regularised = (lam[:, None] * traces).sum(0)  # [channels]
 
     def _make_room(self) -> None:
         shape = (*self.inverse.shape[:2], LAZY * self.size)
@@ -72,17 +72,17 @@ class _Shrinking:
         mask = stays.repeat_interleave(self.size).unsqueeze(1)  # [entries, 1]
         column, seen = self.inverse[:, :, at], self.effect[:, :, at]  # [groups, entries, size]
         if self._pending:
-            b, c, t = (one[..., : self._pending] for one in (self._b, self._c, self._t))
+            b, c, t = self._columns()
             column = column + b @ c[:, at].transpose(1, 2)
             seen = seen + t @ b[:, at].transpose(1, 2) + b @ t[:, at].transpose(1, 2)
-        own = seen[:, at]
+        block = seen[:, at]
         # The entries that go are, from those that stay, -(H^-1_jj)^-1 H^-1_jK x_K.
         if self.size == 1:
             taken = column / -column[:, at] * mask
         else:
             solved = torch.linalg.solve(column[:, at], column.transpose(1, 2))
             taken = -solved.transpose(1, 2) * mask
-        column, seen = column * mask, (seen + taken @ own / 2) * mask
+        column, seen = column * mask, (seen + taken @ block / 2) * mask
         self._inverse_blocks += self._product(taken, column)
         both = self._product(seen, taken)
         self._effect_blocks += both + both.transpose(2, 3)
@@ -95,11 +95,16 @@ class _Shrinking:
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         """The diagonal blocks of left right^T."""
-        parts = [one.unflatten(1, (-1, self.size)) for one in (left, right)]
+        parts = [factor.unflatten(1, (-1, self.size)) for factor in (left, right)]
         return parts[0] @ parts[1].transpose(2, 3)
 
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The columns of b, c and t that are pending."""
+        pending = slice(self._pending)
+        return self._b[..., pending], self._c[..., pending], self._t[..., pending]
+
     def _settle(self) -> None:
-        b, c, t = (one[..., : self._pending] for one in (self._b, self._c, self._t))
+        b, c, t = self._columns()
         self.inverse.baddbmm_(b, c.transpose(1, 2))
         self.effect.baddbmm_(t, b.transpose(1, 2)).baddbmm_(b, t.transpose(1, 2))
         self._pending = 0
@@ -111,7 +116,7 @@ class _Shrinking:
         entries = (channels.unsqueeze(1) * self.size + torch.arange(self.size)).flatten()
         entries = entries.to(self.inverse.device)
         self.inverse, self.effect = (
-            one[:, entries][:, :, entries] for one in (self.inverse, self.effect)
+            matrix[:, entries][:, :, entries] for matrix in (self.inverse, self.effect)
         )
         self._inverse_blocks, self._effect_blocks, self._regularised = (
             self._inverse_blocks[:, channels],

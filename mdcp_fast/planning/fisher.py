@@ -25,6 +25,7 @@ from mdcp_fast.modules.calls import (
     tensors_in,
 )
 from mdcp_fast.modules.hooks import forward_hooks
+from mdcp_fast.modules.layer_kinds import Layer
 from mdcp_fast.pruning.input_moments import Consumer
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -55,13 +56,13 @@ def output_fisher(
     """
     sums: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
+    model = graph.model
     hooks = [
-        (module, _watch(sums, consumer.weight))
+        (model.get_submodule(layer.path), _watch(sums, layer))
         for consumer in consumers
-        for module in consumer.modules
+        for layer in consumer.layers
     ]
     samples, enough = 0, max(SAMPLES, WORK // max(graph.macs, 1))
-    model = graph.model
     with (
         forward_hooks(hooks, before=False),
         eval_mode(model),
@@ -72,22 +73,22 @@ def output_fisher(
             if samples >= enough:
                 break
             samples += _backward(model, batch, generator)
-    return {name: one / samples for name, one in sums.items() if bool(one.isfinite().all())}
+    return {name: total / samples for name, total in sums.items() if bool(total.isfinite().all())}
 
 
-def _watch(sums: dict[str, Tensor], name: str) -> Callable[..., None]:
+def _watch(sums: dict[str, Tensor], layer: Layer) -> Callable[..., None]:
     """A forward hook: adds up the products of the gradients that the layer's output will get."""
 
-    def add(gradient: Tensor, channels: int) -> None:
-        rows = gradient.movedim(channels, -1).flatten(0, -2).float()  # [positions, outputs]
+    name = layer.weight
+
+    def add(module: nn.Module, gradient: Tensor) -> None:
+        rows = layer.kind.rows(module, gradient).float()  # [positions, outputs]
         product = (rows.T @ rows).double()
         sums[name] = sums[name] + product if name in sums else product
 
     def hook(module: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
         if output.requires_grad:
-            linear = isinstance(module, nn.Linear)
-            channels = -1 if linear else output.dim() - module.weight.dim() + 1  # type: ignore
-            output.register_hook(lambda gradient: add(gradient, channels))
+            output.register_hook(lambda gradient: add(module, gradient))
 
     return hook
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from mdcp_fast.modules.removal import tensor_of
+from mdcp_fast.modules.im2col import rows_along
+from mdcp_fast.modules.layer_kinds import BATCH_NORM, batch_norm_of, continues_channels
 from mdcp_fast.tracing.axes import Axis, ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -24,7 +23,7 @@ def folded_weights(graph: ChannelGraph, axis: Axis) -> list[Tensor]:
     matrices = []
     for place in axis.producers:
         weight = graph.model.get_parameter(place.parameter).detach().to("cpu", torch.float64)
-        rows = weight.movedim(place.dimension, 0).flatten(1)
+        rows = rows_along(weight, place.dimension)
         scale = _scale(graph, place, len(rows))
         if scale is not None:
             rows = rows * scale.unsqueeze(1)
@@ -45,7 +44,8 @@ def weight_gram(graph: ChannelGraph, axis: Axis) -> Tensor:
     continued = torch.zeros_like(added)
     for place, rows in zip(axis.producers, folded_weights(graph, axis), strict=True):
         product = rows @ rows.T
-        if _depthwise(graph, place):
+        weight = graph.model.get_parameter(place.parameter)
+        if continues_channels(weight, place.dimension):
             continued += product
         else:
             added += product
@@ -56,19 +56,7 @@ def weight_gram(graph: ChannelGraph, axis: Axis) -> Tensor:
 
 def _scale(graph: ChannelGraph, place: ParameterSlice, outputs: int) -> Tensor | None:
     """The scale that BatchNorm gives each position of the weight's outputs; None for none."""
-    mean = graph.normalized_by.get(place.parameter)
-    if mean is None:
-        return None
-    norm: Any = graph.model.get_submodule(mean.rpartition(".")[0])
-    if norm.running_var is None:
-        return None
-    scale = (norm.running_var.detach().to("cpu", torch.float64) + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().to("cpu", torch.float64)
-    return scale if len(scale) == outputs else None  # a transposed convolution with groups
-
-
-def _depthwise(graph: ChannelGraph, place: ParameterSlice) -> bool:
-    weight = tensor_of(graph.model, place.parameter)
-    channels, reads = weight.shape[:2]
-    return weight.dim() > 2 and reads == 1 and channels > 1 and place.dimension == 0
+    path = batch_norm_of(graph.model, graph.normalized_by.get(place.parameter))
+    scale = None if path is None else BATCH_NORM.scale(graph.model.get_submodule(path))
+    # A transposed convolution with groups has several outputs at a position.
+    return scale if scale is not None and len(scale) == outputs else None

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -26,19 +25,20 @@ from mdcp_fast.modules.calls import (
     preserve_buffers,
     tensors_in,
 )
+from mdcp_fast.modules.layer_kinds import BATCH_NORM, KINDS, MatrixKind
 from mdcp_fast.modules.memory import peak_memory
 from mdcp_fast.modules.removal import remove, tensor_of
 from mdcp_fast.modules.verification import relative_difference, scrambled
 from mdcp_fast.ops.population_norm import population_norm
 from mdcp_fast.planning.judge import AnswerJudge, KeptChannels, answers
+from mdcp_fast.pruning.batch_norm import check_several_values
 from mdcp_fast.tracing.graph import ChannelGraph
 
 TOLERANCE = 1e-8  # largest difference, relative to the largest output, from the pruned network
 MEMORY = 1 << 30  # bytes of activations, by default
-TRIED = 4  # samples on which that is found
+TRIED = 4  # samples on which it is tried whether masks at outputs suffice
 
-CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
-TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+CALLED = {function: kind for kind in KINDS for function in kind.functions}
 Dropped = dict[tuple[str, int], Tensor]  # (parameter, dimension) -> bool [candidates, size]
 
 
@@ -71,7 +71,7 @@ class Population(TorchFunctionMode):
 
     Args:
         model: The network that will run.
-        candidates: How many there are; the first rows of the batch are the first one's.
+        candidates: How many there are; the first rows of the batch are those of the first.
         dropped: What each drops (see `dropped_positions`).
         normalized_by: As in `ChannelGraph`: what BatchNorm masks right away, its producer need not.
         at_inputs: Drop channels where layers read them, too. Where they are written suffices if
@@ -107,31 +107,28 @@ class Population(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
-        if func is F.batch_norm:
+        kind = CALLED.get(func)
+        if kind is BATCH_NORM:
             return self._batch_norm(*args, **named)
-        if func in CONVOLUTIONS:
-            return self._layer(func, (1, 0), 1, *args, **named)
-        if func in TRANSPOSED:
-            return self._layer(func, (0, 1), 1, *args, **named)
-        if func is F.linear:
-            return self._layer(func, (1, 0), -1, *args, **named)
+        if isinstance(kind, MatrixKind):
+            return self._layer(func, kind, *args, **named)
         return func(*args, **named)
 
     def _layer(
         self,
         func: Callable[..., Tensor],
-        dimensions: tuple[int, int],  # of the weight: inputs, outputs
-        along: int,  # the dimension of activations with the channels
+        kind: MatrixKind,
         input: Tensor,
         weight: Tensor,
         *rest: Any,
         **named: Any,
     ) -> Tensor:
-        reads = self._dropped.get((id(weight), dimensions[0]))
+        along = kind.channel_dimension(input, weight)
+        reads = self._dropped.get((id(weight), kind.input_dimension))
         if reads is not None and self.at_inputs:
             input = self._without(reads, input, along, in_place=False)
         output = func(input, weight, *rest, **named)
-        writes = self._dropped.get((id(weight), dimensions[1]))
+        writes = self._dropped.get((id(weight), kind.output_dimension))
         if writes is not None and id(weight) not in self._normalized:
             output = self._without(writes, output, along, in_place=True)
         return output
@@ -147,15 +144,11 @@ class Population(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if input.numel() == self.candidates * input.shape[1]:
-            raise ValueError(
-                "calibration: expected batches with more than one value per channel for "
-                f"BatchNorm, got an input of shape {[1, *input.shape[1:]]}"
-            )
+        check_several_values(input, self.candidates)
         self._check(input)
         dropped = torch.zeros(self.candidates, input.shape[1], dtype=torch.bool)
-        for one in (running_mean, running_var, weight, bias):
-            dropped = self._dropped.get((id(one), 0), dropped)
+        for tensor in (running_mean, running_var, weight, bias):
+            dropped = self._dropped.get((id(tensor), 0), dropped)
         return population_norm(input, ~dropped.to(input.device), weight, bias, eps)
 
     def _without(self, dropped: Tensor, x: Tensor, along: int, in_place: bool) -> Tensor:
@@ -164,9 +157,11 @@ class Population(TorchFunctionMode):
         Args:
             dropped: bool [candidates, size]; the channels of a layer with groups are several times
                 `size`, and each group drops the same.
+            x: [candidates x batch, ...].
+            along: Its dimension with the channels.
+            in_place: Whether `x` may change.
         """
         self._check(x)
-        along %= x.dim()
         parts = x.unflatten(0, (self.candidates, -1))
         gone = dropped.repeat(1, x.shape[along] // dropped.shape[1])
         shape = [1] * parts.dim()
@@ -308,8 +303,8 @@ class MaskedJudge(AnswerJudge):
     def _losses(self, index: int, batch: Inputs, kept: Sequence[Tensor]) -> Tensor:
         """Sum over a batch's samples of every candidate's loss, float64 [candidates]."""
         output = masked_forward(self._graph, self._graph.model, batch, kept, self._at_inputs)
-        logits = answers(output).chunk(len(kept[0]))
-        return torch.stack([self._loss(index, one) for one in logits]).cpu()
+        by_candidate = answers(output).chunk(len(kept[0]))
+        return torch.stack([self._loss(index, logits) for logits in by_candidate]).cpu()
 
     def _candidates_in(self, memory: int) -> int:
         """How many candidates fit: memory grows by what the second one takes."""
@@ -320,10 +315,10 @@ class MaskedJudge(AnswerJudge):
             kept = self._kept(half.expand(candidates, -1))
             return peak_memory(self._graph.model, lambda: self._losses(largest, batch, kept))
 
-        one, two = peak(1), peak(2)
-        if memory < one:
+        first, both = peak(1), peak(2)
+        if memory < first:
             raise ValueError(
-                f"search: memory: expected at least {one:,} bytes, which one candidate takes on "
+                f"search: memory: expected at least {first:,} bytes, which one candidate takes on "
                 f"the largest calibration batch, got {memory:,}; or give smaller batches"
             )
-        return 1 + (memory - one) // max(two - one, 1)
+        return 1 + (memory - first) // max(both - first, 1)

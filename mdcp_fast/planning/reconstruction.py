@@ -18,13 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mdcp_fast.modules.im2col import rows_along
 from mdcp_fast.planning.folded_weights import weight_gram
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean
+from mdcp_fast.pruning.ridge import TINY, damping, unpredicted
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
-
-RIDGE = 1e-3  # of the mean diagonal of the Gram matrix
-TINY = torch.finfo(torch.float32).tiny
 
 
 class ReconstructionError(NamedTuple):
@@ -39,12 +38,6 @@ class ReconstructionError(NamedTuple):
 
     gram: Tensor
     effect: Tensor
-
-    @property
-    def ridge(self) -> Tensor:
-        """lam, float64 [groups, 1, 1]."""
-        scale = self.gram.diagonal(dim1=1, dim2=2).mean(1)
-        return RIDGE * scale.clamp_min(TINY)[:, None, None]
 
     @property
     def kernel(self) -> Tensor:
@@ -79,27 +72,34 @@ def errors_from_inputs(
         hardly matters as the classifier. Chosen on validation data: ResNet-20 and a VGG on
         Fashion-MNIST.
     """
-    seen = [_effect(graph, one, fisher or {}) for one in consumers if one.usable]
-    roots = [one.total**0.5 for one in seen if one.weighted]
+    seen = [_effect(graph, consumer, fisher or {}) for consumer in consumers if consumer.usable]
+    roots = [layer.total**0.5 for layer in seen if layer.weighted]
     average = sum(roots) / max(len(roots), 1)
-    known = {one.consumer.weight: one for one in seen}
+    known = {layer.consumer.weight: layer for layer in seen}
     from_weights: list[list[ReconstructionError]] | None = None
-    found = []
+    errors = []
     for index, axis in enumerate(graph.axes):
         places = [place for place in axis.consumers if place.parameter in known]
         if not places:
             from_weights = from_weights or errors_from_weights(graph)
-            found.append(from_weights[index])
+            errors.append(from_weights[index])
             continue
-        own = []
-        for place in places:
-            one = known[place.parameter]
-            scale = one.total**0.5 * average if one.weighted else one.total
-            entries = _entries(one.consumer, place).to(one.gram.device)
-            gram, effect = (m[:, entries][:, :, entries] for m in (one.gram, one.effect))
-            own.append(ReconstructionError(gram, effect / max(scale, TINY)))
-        found.append(own)
-    return found
+        errors.append([_of_place(known[place.parameter], place, average) for place in places])
+    return errors
+
+
+def _of_place(layer: _Effect, place: ParameterSlice, average: float) -> ReconstructionError:
+    """What a layer loses with the channels of one of the axes that it reads.
+
+    Args:
+        layer: What its inputs do.
+        place: Where the axis's channels lie in its weight.
+        average: Square root of a layer's whole effect on the answer.
+    """
+    scale = layer.total**0.5 * average if layer.weighted else layer.total
+    entries = _entries(layer.consumer, place).to(layer.gram.device)
+    gram, effect = (matrix[:, entries][:, :, entries] for matrix in (layer.gram, layer.effect))
+    return ReconstructionError(gram, effect / max(scale, TINY))
 
 
 class _Effect(NamedTuple):
@@ -116,7 +116,7 @@ class _Effect(NamedTuple):
 
 
 def _effect(graph: ChannelGraph, consumer: Consumer, fisher: Mapping[str, Tensor]) -> _Effect:
-    gram, _ = consumer.moments(absorbs_mean(graph, consumer))
+    gram, _ = consumer.moments(absorbs_mean(consumer))
     groups, channels, _ = gram.shape
     weight = graph.model.get_parameter(consumer.weight)
     every = torch.arange(channels)
@@ -145,25 +145,25 @@ def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
     Returns:
         For each axis, one error for each weight that reads it, in shares of that layer's energy.
     """
-    found: list[list[ReconstructionError]] = []
+    unscaled: list[list[ReconstructionError]] = []
     energy: dict[str, float] = {}
     for axis in graph.axes:
         gram = weight_gram(graph, axis)
-        own = []
+        of_axis = []
         for place in axis.consumers:
             weight = graph.model.get_parameter(place.parameter).detach().to("cpu", torch.float64)
-            columns = weight.movedim(place.dimension, 0).flatten(1)[place.positions].flatten(1)
+            columns = rows_along(weight, place.dimension)[place.positions].flatten(1)
             effect = columns @ columns.T
             total = energy.get(place.parameter, 0.0) + float((gram * effect).sum())
             energy[place.parameter] = total
-            own.append(ReconstructionError(gram.unsqueeze(0), effect.unsqueeze(0)))
-        found.append(own)
+            of_axis.append(ReconstructionError(gram.unsqueeze(0), effect.unsqueeze(0)))
+        unscaled.append(of_axis)
     return [
         [
-            ReconstructionError(one.gram, one.effect / max(energy[place.parameter], TINY))
-            for one, place in zip(own, axis.consumers, strict=True)
+            ReconstructionError(error.gram, error.effect / max(energy[place.parameter], TINY))
+            for error, place in zip(of_axis, axis.consumers, strict=True)
         ]
-        for own, axis in zip(found, graph.axes, strict=True)
+        for of_axis, axis in zip(unscaled, graph.axes, strict=True)
     ]
 
 
@@ -178,19 +178,11 @@ def ridge_losses(errors: Sequence[ReconstructionError], kept: Tensor) -> Tensor:
         float64 [jobs], summed over the errors; 0 where all channels stay.
     """
     losses = torch.zeros(len(kept), dtype=torch.float64)
-    for error in errors:
-        gram, effect = error
-        size = gram.shape[1] // kept.shape[1]
+    for gram, effect in errors:
+        size, lam = gram.shape[1] // kept.shape[1], damping(gram)
         for job, mask in enumerate(kept):
             stays = mask.repeat_interleave(size).to(gram.device)
             if bool(stays.all()):
                 continue
-            inner = gram[:, stays][:, :, stays]
-            identity = torch.eye(inner.shape[1], dtype=gram.dtype, device=gram.device)
-            factor = torch.linalg.cholesky(inner + error.ridge * identity)
-            across = gram[:, stays][:, :, ~stays]
-            across = torch.linalg.solve_triangular(factor, across, upper=False)
-            weights = effect[:, ~stays][:, :, ~stays]
-            total = (weights * gram[:, ~stays][:, :, ~stays]).sum()
-            losses[job] += float(total - ((across @ weights) * across).sum())
+            losses[job] += unpredicted(gram, effect, stays, lam)
     return losses.clamp_min(0)

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors
-from mdcp_fast.modules.removal import remove
 from mdcp_fast.ops.evaluate_population import CostModel
 from mdcp_fast.ops.evolution import Evolution
 from mdcp_fast.planning.budgets import scaled_widths
 from mdcp_fast.planning.judge import AnswerJudge, KeptChannels, answers
-from mdcp_fast.pruning.batch_norm import recalibrate
 from mdcp_fast.pruning.calibration import samples_in
-from mdcp_fast.pruning.refit import refit
+from mdcp_fast.pruning.shrink import shrink_and_fit
 from mdcp_fast.tracing.graph import ChannelGraph
 
 HELD_OUT = 4  # one of so many samples is scored and not fitted
@@ -71,10 +69,7 @@ class RefitJudge(AnswerJudge):
         total = torch.zeros(len(widths), dtype=torch.float64)
         for candidate, kept in enumerate(zip(*self._kept(widths), strict=True)):
             positions = graph.positions([mask.nonzero().flatten().tolist() for mask in kept])
-            small = remove(graph.model, positions)
-            if positions:
-                done = refit(graph, small, positions, self._fitted).norms
-                recalibrate(small, self._fitted, without=done)
+            small = shrink_and_fit(graph, positions, self._fitted).network
             with eval_mode(small):
                 for index, batch in enumerate(self._batches):
                     total[candidate] += self._loss(index, answers(call(small, batch))).cpu()

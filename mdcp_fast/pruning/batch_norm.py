@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, call, eval_mode
+from mdcp_fast.modules.layer_kinds import batch_norms
 
 
 @torch.no_grad()
@@ -26,13 +27,7 @@ def recalibrate(model: nn.Module, batches: list[Inputs], without: Collection[str
     Raises:
         ValueError: A batch has a single value per channel.
     """
-    norms: list[Any] = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.running_mean is not None
-        and name not in without
-    ]
+    norms = [module for path, module in batch_norms(model).items() if path not in without]
     if not norms:
         return
     statistics = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
@@ -56,13 +51,35 @@ def recalibrate(model: nn.Module, batches: list[Inputs], without: Collection[str
             module.momentum = momentum
 
 
-def set_statistics(norm: Any, x: Tensor, batches: int) -> None:
-    """Gives a BatchNorm the mean and the unbiased variance of what it is about to read."""
-    if x.numel() == x.shape[1]:
+def check_several_values(x: Tensor, candidates: int = 1) -> None:
+    """A variance takes two values of a channel.
+
+    Args:
+        x: What a BatchNorm reads, [batch, channels, ...].
+        candidates: How many networks share the batch, each with statistics of its part.
+
+    Raises:
+        ValueError: There is a single value.
+    """
+    if x.numel() == candidates * x.shape[1]:
         raise ValueError(
-            "calibration: expected more than one value per channel for BatchNorm, got an input of "
-            f"shape {list(x.shape)}"
+            "calibration: expected batches with more than one value per channel for BatchNorm, got "
+            f"an input of shape {[x.shape[0] // candidates, *x.shape[1:]]}"
         )
+
+
+def set_statistics(norm: Any, x: Tensor, batches: int) -> None:
+    """Gives a BatchNorm the mean and the unbiased variance of what it is about to read.
+
+    Args:
+        norm: With statistics; they change.
+        x: Its input, [batch, channels, ...].
+        batches: How many batches it counts as having seen.
+
+    Raises:
+        ValueError: `x` has a single value per channel.
+    """
+    check_several_values(x)
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(exact, [d for d in range(x.dim()) if d != 1])
     norm.running_mean.copy_(mean)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs, tensors_in
+from mdcp_fast.modules.calls import Inputs, map_tensors, tensors_in
 from mdcp_fast.tracing.graph import ChannelGraph
 
 NOISE_SAMPLES = 256
@@ -56,8 +56,8 @@ def noise_batches(graph: ChannelGraph) -> list[Inputs]:
     """
     generator = torch.Generator().manual_seed(0)
 
-    def noise(example: Any) -> Any:
-        if not isinstance(example, Tensor) or not example.dim():
+    def noise(example: Tensor) -> Tensor:
+        if not example.dim():
             return example
         if not example.is_floating_point():
             raise ValueError(
@@ -67,10 +67,7 @@ def noise_batches(graph: ChannelGraph) -> list[Inputs]:
         drawn = _smooth(torch.randn(NOISE_SAMPLES, *example.shape[1:], generator=generator))
         return drawn.to(example.device, example.dtype)
 
-    inputs = graph.example_inputs
-    if isinstance(inputs, dict):
-        return [{name: noise(value) for name, value in inputs.items()}]
-    return [tuple(noise(value) for value in inputs)]
+    return [map_tensors(graph.example_inputs, noise)]
 
 
 def _smooth(white: Tensor) -> Tensor:

@@ -12,31 +12,29 @@ and the mean goes there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs
+from mdcp_fast.modules.im2col import from_input_columns
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean, collect_grams
+from mdcp_fast.pruning.ridge import predictors
 from mdcp_fast.tracing.graph import ChannelGraph
-
-RIDGE = 1e-3  # of the mean diagonal of the Gram matrix of the kept channels
 
 
 def _absorbed(
     consumer: Consumer, kept: Tensor, weight: Tensor, centred: bool
 ) -> tuple[Tensor, Tensor]:
-    """The compensated weight, and what the layer's output then lacks on average.
+    """The compensated weight, and what it lacks on average, summed over its taps.
 
     Args:
         consumer: What its layer reads.
         kept: int64, positions that stay along its input dimension.
         weight: The dense weight of the outputs that stay.
-        centred: Whether that mean can be added behind the layer.
+        centred: Whether its mean can be added behind the layer.
 
     Returns:
         `weight` with only the kept input positions; float64 [outputs].
@@ -47,7 +45,7 @@ def _absorbed(
     gone = torch.ones(channels, dtype=torch.bool, device=gram.device)
     gone[kept] = False
     lost = gone.nonzero().flatten()
-    predict = _ridge(gram, kept, lost)  # [groups, lost, kept]
+    predict = predictors(gram, kept, lost)  # [groups, lost, kept]
 
     dtype = torch.promote_types(weight.dtype, torch.float32)
     from_lost = consumer.columns(weight, lost, groups).to(dtype)
@@ -55,25 +53,11 @@ def _absorbed(
     adapted = adapted + from_lost @ predict.to(dtype).unsqueeze(1)
     residual = mean[:, lost] - (predict @ mean[:, kept].unsqueeze(2)).squeeze(2)
     shift = torch.einsum("gol,gl->go", from_lost.sum(2).double(), residual).flatten()
-    module: Any = consumer.modules[0]
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        shift /= math.prod(module.stride)  # an output sees one in so many taps
-
-    adapted = adapted.flatten(0, 1)  # [outputs, taps, kept channels]
     if consumer.blocks is not None:
         order = consumer.blocks[kept.cpu()].T.flatten().argsort()
-        return adapted.flatten(1).index_select(1, order.to(adapted.device)), shift
-    others = [size for d, size in enumerate(weight.shape) if d != consumer.dimension]
-    return adapted.reshape(*others, len(kept)).movedim(-1, consumer.dimension), shift
-
-
-def _ridge(gram: Tensor, kept: Tensor, lost: Tensor) -> Tensor:
-    """Coefficients that predict lost channels from kept ones: [groups, lost, kept]."""
-    inner = gram[:, kept][:, :, kept]
-    scale = inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float32).tiny)
-    identity = torch.eye(len(kept), dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky(inner + RIDGE * scale[:, None, None] * identity)
-    return torch.cholesky_solve(gram[:, kept][:, :, lost], factor).transpose(1, 2)
+        matrix = adapted.flatten(0, 1).flatten(1)  # [outputs, positions of kept channels]
+        return matrix.index_select(1, order.to(adapted.device)), shift
+    return from_input_columns(adapted, weight, consumer.dimension), shift
 
 
 def lost_inputs(graph: ChannelGraph, positions: Positions) -> set[str]:
@@ -122,19 +106,18 @@ def compensate(
 def _absorb(
     graph: ChannelGraph, small: nn.Module, positions: Positions, consumer: Consumer
 ) -> None:
-    path = consumer.weight.rpartition(".")[0]
-    layer: Any = small.get_submodule(path)
-    running_mean = graph.normalized_by.get(consumer.weight)
-    centred = absorbs_mean(graph, consumer)
+    centred, layer = absorbs_mean(consumer), consumer.layers[0]
     outputs = dict(positions[consumer.weight])
     kept = outputs.pop(consumer.dimension)
     dense = kept_tensor(graph.model.get_parameter(consumer.weight), outputs)
     weight, shift = _absorbed(consumer, kept, dense, centred)
-    layer.weight.copy_(weight)
+    small.get_parameter(consumer.weight).copy_(weight)
     if not centred:
         return
+    shift /= layer.kind.taps_per_seen(graph.model.get_submodule(layer.path))
     if layer.bias is not None:
-        layer.bias.add_(shift.to(layer.bias.dtype))
+        bias = small.get_parameter(layer.bias)
+        bias.add_(shift.to(bias.dtype))
     else:  # the BatchNorm behind subtracts its running mean: lowering it adds the shift
-        statistic = tensor_of(small, str(running_mean))
+        statistic = tensor_of(small, str(layer.running_mean))
         statistic.sub_(shift.to(statistic.dtype))

@@ -7,7 +7,7 @@ channels, scores widths and compensates what was dropped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
-from mdcp_fast.modules.hooks import forward_hooks
+from mdcp_fast.modules.hooks import forward_hooks, layer_input
+from mdcp_fast.modules.im2col import input_columns
+from mdcp_fast.modules.layer_kinds import Layer, MatrixKind
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -32,7 +34,7 @@ class Consumer:
 
     Attributes:
         weight: Name of the parameter.
-        modules: The layers that use it.
+        layers: Those that use it.
         dimension: Of the weight: where input channels sit.
         blocks: int64 [channels, multiplicity], the positions of each channel of a flattened input;
             None where a channel is one position.
@@ -43,7 +45,7 @@ class Consumer:
     """
 
     weight: str
-    modules: list[nn.Module]
+    layers: list[Layer]
     dimension: int
     blocks: Tensor | None
     pivot: Tensor | None = None
@@ -56,17 +58,16 @@ class Consumer:
         """Whether inputs were seen, and all of them finite."""
         return self.gram is not None and bool(torch.isfinite(self.gram).all())
 
-    @torch.no_grad()
-    def see(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """A forward pre-hook: adds a batch of the layer's inputs to the sums."""
-        x = arguments[0] if arguments else named["input"]
-        if isinstance(module, nn.modules.conv._ConvNd):
-            if x.dim() == module.weight.dim() - 1:  # without a batch dimension
-                x = x.unsqueeze(0)
-            x = x.movedim(1, -1)
-        rows = x.reshape(-1, x.shape[-1])  # [samples, channels of all groups]
-        for part in rows.split(max(1, ROWS // rows.shape[1])):
-            self._add(part, 1 if self.blocks is not None else getattr(module, "groups", 1))
+    def seeing(self, kind: MatrixKind) -> Callable[..., None]:
+        """A forward pre-hook of a layer: adds a batch of its inputs to the sums."""
+
+        @torch.no_grad()
+        def see(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            rows = kind.rows(layer, layer_input(arguments, named))  # [samples, all channels]
+            for part in rows.split(max(1, ROWS // rows.shape[1])):
+                self._add(part, kind.groups(layer))
+
+        return see
 
     def _add(self, rows: Tensor, groups: int) -> None:
         if self.blocks is not None:
@@ -121,17 +122,15 @@ class Consumer:
         if self.blocks is not None:
             chosen = self.blocks[channels.cpu()].T.flatten().to(weight.device)
         part = weight.detach().index_select(self.dimension, chosen.to(weight.device))
-        part = part.movedim(self.dimension, -1)
-        return part.reshape(groups, part.shape[0] // groups, -1, len(channels))
+        return input_columns(part, self.dimension, groups, len(channels))
 
 
-def absorbs_mean(graph: ChannelGraph, consumer: Consumer) -> bool:
+def absorbs_mean(consumer: Consumer) -> bool:
     """Whether what dropped channels add on average can go to a bias or a BatchNorm right behind.
 
     With several layers on one weight there is no one place for it.
     """
-    biased = getattr(consumer.modules[0], "bias", None) is not None
-    return len(consumer.modules) == 1 and (biased or consumer.weight in graph.normalized_by)
+    return len(consumer.layers) == 1 and consumer.layers[0].absorbs_mean
 
 
 @torch.no_grad()
@@ -152,8 +151,12 @@ def collect_grams(
         out: of layers that are not called as modules, or too wide for a Gram matrix.
     """
     consumers, skipped = _consumers(graph, weights)
-    hooks = [(module, consumer.see) for consumer in consumers for module in consumer.modules]
     model = graph.model
+    hooks = [
+        (model.get_submodule(layer.path), consumer.seeing(layer.kind))
+        for consumer in consumers
+        for layer in consumer.layers
+    ]
     with forward_hooks(hooks, before=True), eval_mode(model), preserve_buffers(model):
         for batch in batches:
             call(model, batch)
@@ -172,21 +175,27 @@ def _consumers(
         if weights is not None and name not in weights:
             continue
         weight = graph.model.get_parameter(name)
-        modules = [m for m in graph.model.modules() if getattr(m, "weight", None) is weight]
-        linear = all(isinstance(module, nn.Linear) for module in modules)
-        blocks = _blocks(members, weight.shape[dimension]) if linear else None
+        layers = _users(graph, weight)
+        flat = all(layer.kind.reads_flattened for layer in layers)
+        blocks = _blocks(members, weight.shape[dimension]) if flat else None
         width = weight.shape[dimension] if blocks is None else len(blocks)
-        if not modules or width > LARGEST_GRAM or not all(_is_layer(m) for m in modules):
+        if not layers or width > LARGEST_GRAM:
             skipped.append(name)
         else:
-            consumers.append(Consumer(name, modules, dimension, blocks))
+            consumers.append(Consumer(name, layers, dimension, blocks))
     return consumers, skipped
 
 
-def _is_layer(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return module.groups == 1
-    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+def _users(graph: ChannelGraph, weight: Tensor) -> list[Layer]:
+    """The layers with a weight; none if a Gram matrix does not say what one of them does with it.
+
+    Modules of other kinds (embeddings) do something else with a weight that they share.
+    """
+    model = graph.model
+    users = {p: m for p, m in model.named_modules() if getattr(m, "weight", None) is weight}
+    layers = [graph.layers[path] for path in users if path in graph.layers]
+    described = all(layer.kind.inputs_by_group(users[layer.path]) for layer in layers)
+    return layers if described and len(layers) == len(users) else []
 
 
 def _blocks(members: list[ParameterSlice], size: int) -> Tensor | None:

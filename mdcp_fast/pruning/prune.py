@@ -11,11 +11,9 @@ from torch import nn
 
 from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.precision import full_float32
-from mdcp_fast.modules.removal import remove
-from mdcp_fast.pruning.batch_norm import recalibrate as re_estimate
 from mdcp_fast.pruning.calibration import calibration_batches, noise_batches
 from mdcp_fast.pruning.plan import PruningPlan
-from mdcp_fast.pruning.refit import refit
+from mdcp_fast.pruning.shrink import shrink_and_fit
 from mdcp_fast.tracing.check import failing_axes
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -80,20 +78,15 @@ def prune(
             raise RuntimeError(
                 f"prune: leave these axes whole with trace(..., ignore=...): {listed}"
             )
-    small = remove(graph.model, plan.positions)
-    if batches is None or not plan.positions:
-        return small
-    done: set[str] = set()
-    if compensate:
-        skipped, alone, done = refit(graph, small, plan.positions, batches, recalibrate=recalibrate)
-        _warn("these lost inputs that they could not be compensated for", skipped)
-        _warn(
-            "these were compensated as if nothing had changed before them (layers that are called "
-            "several times, or batches that cannot be joined)",
-            alone,
-        )
-    if recalibrate:
-        re_estimate(small, batches, without=done)
+    small, done = shrink_and_fit(
+        graph, plan.positions, batches, compensate=compensate, recalibrate=recalibrate
+    )
+    _warn("these lost inputs that they could not be compensated for", done.skipped)
+    _warn(
+        "these were compensated as if nothing had changed before them (layers that are called "
+        "several times, or batches that cannot be joined)",
+        done.alone,
+    )
     return small
 
 
@@ -108,8 +101,8 @@ def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:
             raise TypeError(
                 f"prune: {name}: expected a {kind.__name__}, got {type(value).__name__}"
             )
-    own = [(axis.name, axis.channels) for axis in graph.axes]
-    fits = own == [(axis.name, axis.channels) for axis in plan.axes]
+    expected = [(axis.name, axis.channels) for axis in graph.axes]
+    fits = expected == [(axis.name, axis.channels) for axis in plan.axes]
     if fits:
         wanted = graph.positions([axis.kept for axis in plan.axes])
         places, planned = ({n: set(d) for n, d in p.items()} for p in (wanted, plan.positions))
@@ -121,5 +114,5 @@ def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:
     if not fits:
         raise ValueError(
             "prune: plan: expected a plan made for this graph, got one for other axes "
-            f"({len(plan.axes)} of them; the graph has {len(own)})"
+            f"({len(plan.axes)} of them; the graph has {len(expected)})"
         )

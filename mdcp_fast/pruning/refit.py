@@ -28,22 +28,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, preserve_buffers
-from mdcp_fast.modules.hooks import forward_hooks
-from mdcp_fast.modules.im2col import (
-    as_matrix,
-    as_weight,
-    is_its_matrix,
-    is_matrix,
-    output_rows,
-    output_shape,
-    patches,
+from mdcp_fast.modules.calls import (
+    Inputs,
+    call,
+    eval_mode,
+    map_tensors,
+    preserve_buffers,
+    tensors_in,
 )
+from mdcp_fast.modules.hooks import forward_hooks, layer_input
+from mdcp_fast.modules.im2col import taps
+from mdcp_fast.modules.layer_kinds import Layer, batch_norms
 from mdcp_fast.modules.memory import peak_memory
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.batch_norm import set_statistics
 from mdcp_fast.pruning.calibration import joined_batches
 from mdcp_fast.pruning.compensation import compensate, lost_inputs
+from mdcp_fast.pruning.ridge import TINY, factorised
+from mdcp_fast.tracing.axes import module_of
 from mdcp_fast.tracing.graph import ChannelGraph
 
 # The ridge, as a share of the mean square of the entries of a patch: RIDGE for as many outputs as a
@@ -54,7 +56,7 @@ SAME = 1e-9  # share of the outputs' energy that is rounding: such a layer is le
 ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
 PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
 TARGET_NUMBERS = 1 << 28  # numbers in the targets of all layers together: 1 GB in float32
-MEMORY = 4 << 30  # bytes of activations: so many samples run together
+MEMORY = 4 << 30  # bytes of activations of the samples that run together
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class _Target:
     """What the dense layer put out.
 
     Attributes:
+        layer: Which.
         rows: int64 [R], where, as indices into the flattened `shape`.
         shape: The layer's `output_shape`.
         values: [R, outputs], of the outputs that stay.
@@ -69,6 +72,7 @@ class _Target:
             start gives much the same.
     """
 
+    layer: Layer
     rows: Tensor
     shape: tuple[int, ...]
     values: Tensor
@@ -118,7 +122,7 @@ def refit(
     inputs = joined_batches(batches, _samples(graph.model, batches[0]))
     targets, norms = ({}, set()) if inputs is None else _dense_pass(graph, small, positions, inputs)
     lost = lost_inputs(graph, positions)
-    ample = {f"{path}.weight" for path, target in targets.items() if target.ample}
+    ample = {target.layer.weight for target in targets.values() if target.ample}
     start = lost - ample
     skipped = set(compensate(graph, small, positions, batches, start)) if start else set()
     if inputs is None:
@@ -126,16 +130,16 @@ def refit(
     fitted: set[str] = set()
 
     def fit(path: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = arguments[0] if arguments else named["input"]
+        def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = layer_input(arguments, named)
             target = targets.pop(path, None)
-            if target is not None and _fit(graph, small, positions, path, x, target):
-                fitted.add(f"{path}.weight")
+            if target is not None and _fit(graph, small, positions, x, target):
+                fitted.add(target.layer.weight)
 
         return hook
 
     def re_estimate(layer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        set_statistics(layer, arguments[0] if arguments else named["input"], len(batches))
+        set_statistics(layer, layer_input(arguments, named), len(batches))
 
     hooks = {path: fit(path) for path in targets}
     if recalibrate:
@@ -150,15 +154,10 @@ def refit(
 def _samples(model: nn.Module, batch: Inputs) -> int:
     """How many samples' activations fit into `MEMORY`."""
     few = map_tensors(batch, lambda tensor: tensor[:2] if tensor.dim() else tensor)
-    count = max([len(t) for t in _tensors(few) if t.dim()], default=1)
+    count = max([len(t) for t in tensors_in(few) if t.dim()], default=1)
     with eval_mode(model), preserve_buffers(model):
         peak = peak_memory(model, lambda: call(model, few))
     return max(1, MEMORY * count // max(peak, 1))
-
-
-def _tensors(inputs: Inputs) -> list[Tensor]:
-    values = inputs.values() if isinstance(inputs, dict) else inputs
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _dense_pass(
@@ -170,45 +169,36 @@ def _dense_pass(
         For each layer that can be fitted its target, by its name; and the names of the BatchNorms
         that have statistics. Only of what runs exactly once.
     """
-    used = Counter(one.weight for one in graph.multiplications)
-    layers = {
-        path: small.get_submodule(path)
-        for path, module in graph.model.named_modules()
-        if is_matrix(module) and used[f"{path}.weight"] == 1
-    }
-    numbers = sum(tensor_of(small, f"{path}.weight").shape[0] for path in layers)
+    sizes = _matrix_sizes(graph, small)
+    numbers = sum(groups * outputs for groups, outputs, _ in sizes.values())
     most = max(1, min(ROWS, TARGET_NUMBERS // max(numbers, 1)))
-    norms = {
-        path
-        for path, module in graph.model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    }
+    norms = set(batch_norms(graph.model))
     spread = _several_taps(graph)
     generator = torch.Generator().manual_seed(0)
     calls: Counter[str] = Counter()
     targets: dict[str, _Target] = {}
 
-    def see(path: str) -> Callable[..., None]:
+    def see(layer: Layer) -> Callable[..., None]:
+        path, kind = layer.path, layer.kind
+
         def hook(
-            layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any
+            module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any
         ) -> None:
             calls[path] += 1
-            x = arguments[0] if arguments else named["input"]
-            if calls[path] > 1 or not is_its_matrix(layer, x, output):
+            x = layer_input(arguments, named)
+            if calls[path] > 1 or not kind.is_its_matrix(module, x, output):
                 targets.pop(path, None)
                 return
-            outputs = _outputs(graph, positions, path)
-            groups, _, entries = as_matrix(
-                layers[path], small.get_parameter(f"{path}.weight")
-            ).shape
+            groups, _, entries = sizes[path]
             count = min(most, max(1, PATCH_NUMBERS // (groups * entries)))
-            shape = output_shape(layer, output)
+            shape = kind.output_shape(output)
             rows = _spread_rows(math.prod(shape), count, generator).to(output.device)
-            values = output_rows(layer, output, rows)
+            values = kind.output_rows(output, rows)
+            outputs = kind.kept_outputs(module, positions.get(layer.weight, {}))
             if outputs is not None:
                 values = values[:, outputs.to(values.device)]
-            ample = f"{path}.weight" not in spread or len(rows) >= AMPLE * entries
-            targets[path] = _Target(rows, shape, values, ample)
+            ample = layer.weight not in spread or len(rows) >= AMPLE * entries
+            targets[path] = _Target(layer, rows, shape, values, ample)
 
         return hook
 
@@ -218,7 +208,8 @@ def _dense_pass(
 
         return hook
 
-    hooks = {path: see(path) for path in layers} | {path: counted(path) for path in norms}
+    hooks = {path: see(graph.layers[path]) for path in sizes}
+    hooks |= {path: counted(path) for path in norms}
     model = graph.model
     by_module = [(model.get_submodule(path), hook) for path, hook in hooks.items()]
     with forward_hooks(by_module, before=False), eval_mode(model), preserve_buffers(model):
@@ -226,29 +217,25 @@ def _dense_pass(
     return targets, {path for path in norms if calls[path] == 1}
 
 
+def _matrix_sizes(graph: ChannelGraph, small: nn.Module) -> dict[str, torch.Size]:
+    """Groups, outputs and entries of the matrices of layers whose weights have no other use."""
+    used = Counter(multiplication.weight for multiplication in graph.multiplications)
+    return {
+        path: layer.kind.as_matrix(
+            small.get_submodule(path), small.get_parameter(layer.weight)
+        ).shape
+        for path, layer in graph.layers.items()
+        if used[layer.weight] == 1 and module_of(layer.weight) == path
+    }
+
+
 def _several_taps(graph: ChannelGraph) -> set[str]:
     """Weights that read a channel of an axis at several places: kernels, flattened inputs."""
     names = set()
     for place in (place for axis in graph.axes for place in axis.consumers):
-        taps = math.prod(graph.model.get_parameter(place.parameter).shape[2:])
-        if taps * place.multiplicity > 1:
+        if taps(graph.model.get_parameter(place.parameter)) * place.multiplicity > 1:
             names.add(place.parameter)
     return names
-
-
-def _outputs(graph: ChannelGraph, positions: Positions, path: str) -> Tensor | None:
-    """Which of a layer's outputs stay; None for all."""
-    layer: Any = graph.model.get_submodule(path)
-    kept = positions.get(f"{path}.weight", {})
-    if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        return kept.get(0)
-    if not kept:
-        return None
-    size = layer.out_channels // layer.groups
-    groups = torch.arange(layer.groups)
-    if layer.groups == layer.in_channels:  # depthwise: a group goes with its only input
-        groups = kept.get(0, groups)
-    return (groups.unsqueeze(1) * size + kept.get(1, torch.arange(size))).flatten()
 
 
 def _spread_rows(total: int, count: int, generator: torch.Generator) -> Tensor:
@@ -263,7 +250,6 @@ def _fit(
     graph: ChannelGraph,
     small: nn.Module,
     positions: Positions,
-    path: str,
     x: Tensor,
     target: _Target,
 ) -> bool:
@@ -273,14 +259,14 @@ def _fit(
         graph: The traced dense network.
         small: The pruned network.
         positions: Kept positions by parameter and dimension.
-        path: The layer's name.
         x: What it is about to read.
         target: What it should put out.
     """
-    layer: Any = small.get_submodule(path)
+    kind, running_mean = target.layer.kind, target.layer.running_mean
+    layer: Any = small.get_submodule(target.layer.path)
     exact = torch.promote_types(x.dtype, torch.float32)
-    seen = patches(layer, x, target.rows, target.shape).to(exact)  # [groups, R, entries]
-    matrix = as_matrix(layer, layer.weight).to(exact)
+    seen = kind.patches(layer, x, target.rows, target.shape).to(exact)  # [groups, R, entries]
+    matrix = kind.as_matrix(layer, layer.weight).to(exact)
     wanted = target.values.to(exact).unflatten(1, (len(matrix), -1)).transpose(0, 1)
     lacking = wanted - seen @ matrix.transpose(1, 2)  # [groups, R, outputs of a group]
     if layer.bias is not None:
@@ -288,30 +274,34 @@ def _fit(
     if lacking.square().sum() <= SAME * wanted.square().sum():
         return True
 
-    running_mean = graph.normalized_by.get(f"{path}.weight")
-    centred = layer.bias is not None or running_mean is not None
+    centred = target.layer.absorbs_mean
     mean = seen.mean(1, keepdim=True)
     if centred:
         seen -= mean
         lacking -= lacking.mean(1, keepdim=True)
-    fitted = as_matrix(layer, layer.weight).double() + _ridge(seen, lacking)
+    try:
+        fitted = kind.as_matrix(layer, layer.weight).double() + _correction(seen, lacking)
+    except torch.linalg.LinAlgError:
+        return False
     # What the outputs then have too little on average:
     shift = (
         wanted.double().mean(1) - (mean.double() @ fitted.transpose(1, 2)).squeeze(1)
     ).flatten()
     if not bool(fitted.isfinite().all() & shift.isfinite().all()):
         return False
-    layer.weight.copy_(as_weight(layer, fitted))
-    if layer.bias is not None:
+    layer.weight.copy_(kind.as_weight(layer, fitted))
+    if target.layer.bias is not None:
         layer.bias.copy_(shift)
     elif running_mean is not None:  # BatchNorm subtracts it: lowering it adds the shift
+        if layer.bias is not None:  # which is computed, and stays
+            shift = shift - layer.bias.double()
         dense = tensor_of(graph.model, running_mean)
         dense = kept_tensor(dense, positions.get(running_mean, {}))
         tensor_of(small, running_mean).copy_(dense - shift)
     return True
 
 
-def _ridge(seen: Tensor, lacking: Tensor) -> Tensor:
+def _correction(seen: Tensor, lacking: Tensor) -> Tensor:
     """The matrices D that minimise mean ||lacking - D seen||^2 + lam ||D||^2.
 
     The error that noise makes in D grows with entries / R; so does lam.
@@ -322,17 +312,17 @@ def _ridge(seen: Tensor, lacking: Tensor) -> Tensor:
 
     Returns:
         float64 [groups, outputs, entries].
+
+    Raises:
+        torch.linalg.LinAlgError: The inputs are not finite.
     """
     count, entries = seen.shape[1:]
-    smallest = torch.finfo(torch.float32).tiny
     share = min(max(RIDGE * entries / count, LEAST_RIDGE), MOST_RIDGE)
-    ridge = share * seen.double().square().mean((1, 2)).clamp_min(smallest)
+    lam = share * seen.double().square().mean((1, 2)).clamp_min(TINY)
     transposed = seen.transpose(1, 2)
     narrow = entries <= count  # else the matrix of samples is the smaller one
     gram = (transposed @ seen if narrow else seen @ transposed).double() / count
-    gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    factor[failed > 0] = torch.nan  # for the caller to see
+    factor = factorised(gram, lam)
     if narrow:
         cross = (transposed @ lacking).double() / count
         return torch.cholesky_solve(cross, factor).transpose(1, 2)

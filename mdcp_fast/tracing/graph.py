@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs
+from mdcp_fast.modules.im2col import rows_along
+from mdcp_fast.modules.layer_kinds import Layer, layers_of
 from mdcp_fast.modules.names import shared_names
 from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.tracing.axes import Axis, FixedAxis, module_of
@@ -75,6 +77,11 @@ class ChannelGraph:
         """What the network costs, by name, at `widths` (int64 [axes])."""
         return dict(zip(self.costs, self.cost.evaluate(widths).tolist(), strict=True))
 
+    @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """The layers whose weights are parameters that multiply their inputs, by path."""
+        return layers_of(self.model, self.normalized_by)
+
     @property
     def widths(self) -> Tensor:
         """Dense width of every axis, int64 [axes]."""
@@ -89,7 +96,7 @@ class ChannelGraph:
         matrices = []
         for place in axis.producers:
             weight = self.model.get_parameter(place.parameter).detach()
-            rows = weight.movedim(place.dimension, 0).flatten(1)
+            rows = rows_along(weight, place.dimension)
             picked = rows[place.positions.to(rows.device)]  # [channels, multiplicity, numbers]
             matrices.append(picked.flatten(1).to("cpu", torch.float32))
         return matrices

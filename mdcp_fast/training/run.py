@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mdcp_fast.modules.calls import eval_mode
+from mdcp_fast.modules.layer_kinds import is_batch_norm
 from mdcp_fast.training.checkpoint import (
     RandomState,
     TrainingState,
@@ -272,7 +273,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 def _training_mode(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if is_batch_norm(module):
             own = list(module.parameters(recurse=False))
             if own and not any(parameter.requires_grad for parameter in own):
                 module.eval()

@@ -9,14 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.im2col import (
-    as_matrix,
-    as_weight,
-    is_its_matrix,
-    output_rows,
-    output_shape,
-    patches,
-)
+from mdcp_fast.modules.layer_kinds import MatrixKind, kind_of
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "plain": (nn.Conv2d(4, 6, 3), (4, 7, 9)),
@@ -39,6 +32,12 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 
+def matrix_kind(layer: nn.Module) -> MatrixKind:
+    kind = kind_of(layer)
+    assert isinstance(kind, MatrixKind)
+    return kind
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
 def test_outputs_are_patches_times_matrix(name: str) -> None:
@@ -51,13 +50,15 @@ def test_outputs_are_patches_times_matrix(name: str) -> None:
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     output = layer(x)
-    shape = output_shape(layer, output)
+    kind = matrix_kind(layer)
+    shape = kind.output_shape(output)
     rows = torch.randperm(math.prod(shape))
-    matrix = as_matrix(layer, weight)
-    found = (patches(layer, x, rows, shape) @ matrix.transpose(1, 2)).transpose(0, 1).flatten(1)
-    assert torch.allclose(found + bias, output_rows(layer, output, rows), rtol=0, atol=1e-12)
-    assert torch.equal(as_weight(layer, matrix), weight)
-    assert is_its_matrix(layer, x, output)
+    matrix = kind.as_matrix(layer, weight)
+    seen = kind.patches(layer, x, rows, shape)
+    found = (seen @ matrix.transpose(1, 2)).transpose(0, 1).flatten(1)
+    assert torch.allclose(found + bias, kind.output_rows(output, rows), rtol=0, atol=1e-12)
+    assert torch.equal(kind.as_weight(layer, matrix), weight)
+    assert kind.is_its_matrix(layer, x, output)
 
 
 class PadsAlone(nn.Conv2d):
@@ -68,8 +69,9 @@ class PadsAlone(nn.Conv2d):
 def test_layers_that_do_otherwise_are_found_out() -> None:
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     padded = PadsAlone(4, 6, 3, stride=2)
-    assert not is_its_matrix(padded, x, padded(x))
+    assert not matrix_kind(padded).is_its_matrix(padded, x, padded(x))
     layer = nn.Conv2d(4, 6, 3)
-    assert not is_its_matrix(layer, x, layer(x) * 2)
-    assert not is_its_matrix(layer, x[0], layer(x[0]))  # without a batch dimension
-    assert not is_its_matrix(layer, x, layer(x)[:0])
+    kind = matrix_kind(layer)
+    assert not kind.is_its_matrix(layer, x, layer(x) * 2)
+    assert not kind.is_its_matrix(layer, x[0], layer(x[0]))  # without a batch dimension
+    assert not kind.is_its_matrix(layer, x, layer(x)[:0])

@@ -243,6 +243,22 @@ def test_noise_is_smooth_standardised_and_of_the_inputs_shapes() -> None:
     assert neighbours > 0.8
 
 
+def test_noise_fills_tensors_in_nested_arguments() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, images: list[Tensor]) -> Tensor:
+            return self.b(self.a(images[0] + images[1]).relu())
+
+    graph = trace(Sum().eval(), ([image(batch=1), image(batch=1)],), check=False)
+    ((left, right),) = noise_batches(graph)[0]
+    assert left.shape == right.shape == (256, 3, *left.shape[2:])
+    assert not torch.equal(left, right)
+    prune(graph, random_plan(graph), calibration="noise")
+
+
 def test_noise_cannot_stand_for_integers() -> None:
     class Embedded(nn.Module):
         def __init__(self) -> None:
@@ -255,6 +271,24 @@ def test_noise_cannot_stand_for_integers() -> None:
     graph = trace(Embedded().eval(), torch.zeros(1, 4, dtype=torch.int64), check=False)
     with pytest.raises(ValueError, match="floating point, for 'noise', got .*int64"):
         prune(graph, random_plan(graph), calibration="noise")
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.Identity()])
+def test_a_bias_that_is_computed_stays(norm: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 3), norm)
+    nn.utils.parametrize.register_parametrization(model[2], "bias", Twice())
+    model, x = trained_like(model), image(batch=SEEN)
+    graph = trace(model, x[:1], check=False)
+    plan = PruningPlan.build(graph, [range(5)])
+    small = prune(graph, plan, calibration=[x], recalibrate=False, check=False)
+    assert torch.equal(small[2].bias, model[2].bias)
+    assert error(small, model, x) < 0.5 * error(prune(graph, plan, check=False), model, x)
 
 
 def test_layers_called_several_times_are_left_and_named() -> None:

@@ -11,7 +11,7 @@ from torch.fx import Node
 from mdcp_fast.tracing.labels.label_tensors import compact, none, spread, varying
 from mdcp_fast.tracing.labels.state import ALONG, Call, Rules, Walk, ops
 
-ONE = (
+UNARY = (
     "relu relu6 sigmoid silu gelu hardtanh hardswish hardsigmoid tanh leaky_relu elu selu celu "
     "mish softplus softsign logsigmoid log_sigmoid hardshrink softshrink threshold dropout "
     "feature_dropout alpha_dropout feature_alpha_dropout rrelu exp exp2 sqrt rsqrt abs neg log "
@@ -20,7 +20,7 @@ ONE = (
     "zeros_like ones_like full_like empty_like rand_like randn_like floor ceil round trunc "
     "nan_to_num logical_not isnan isinf fill"
 )
-SEVERAL = (
+BROADCASTING = (
     "add sub rsub mul div maximum minimum where fmax fmin floor_divide remainder fmod atan2 "
     "lerp addcmul addcdiv pow clamp clamp_min clamp_max masked_fill eq ne gt ge lt le "
     "logical_and logical_or logical_xor true_divide multiply subtract divide"
@@ -32,11 +32,11 @@ CREATION = (
 CHECKS = "_assert_scalar _assert_tensor_metadata sym_constrain_range"
 
 
-def one(walk: Walk, call: Call) -> Any:
+def unary(walk: Walk, call: Call) -> Any:
     return walk.labels(call.source)
 
 
-def several(walk: Walk, call: Call) -> Any:
+def broadcasting(walk: Walk, call: Call) -> Any:
     shape = call.shape
     operands = [
         value
@@ -127,8 +127,8 @@ def nothing(walk: Walk, call: Call) -> None:
 
 
 RULES: Rules = {
-    **ops(ONE, one),
-    **ops(SEVERAL, several),
+    **ops(UNARY, unary),
+    **ops(BROADCASTING, broadcasting),
     **ops("glu", gate),
     **ops(CREATION, created),
     **ops(CHECKS, nothing),

@@ -7,33 +7,57 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
+from mdcp_fast.modules.layer_kinds import (
+    BATCH_NORM,
+    CONVOLUTION,
+    GROUP_NORM,
+    INSTANCE_NORM,
+    KINDS,
+    LAYER_NORM,
+    LINEAR,
+    PRELU,
+    TRANSPOSED,
+    LayerKind,
+    MatrixKind,
+)
 from mdcp_fast.tracing.labels.label_tensors import compact, spread, varies, varying
-from mdcp_fast.tracing.labels.state import ALONG, INPUT, OUTPUT, Call, Rules, Walk, op_name, ops
+from mdcp_fast.tracing.labels.state import (
+    ALONG,
+    INPUT,
+    OUTPUT,
+    Call,
+    Rule,
+    Rules,
+    Walk,
+    op_name,
+    ops,
+)
 
-CONVOLUTIONS = "conv1d conv2d conv3d"
-TRANSPOSED = "conv_transpose1d conv_transpose2d conv_transpose3d"
-BEFORE_BATCH_NORM = frozenset(f"{CONVOLUTIONS} {TRANSPOSED} linear".split())
+BEFORE_BATCH_NORM = frozenset(
+    operator
+    for kind in KINDS
+    if isinstance(kind, MatrixKind) and kind.absorbs_batch_norm
+    for operator in kind.operators
+)
 
 
 def convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    shape = weight.meta["val"].shape
-    dim = out.dim() - len(shape) + 1
-    inputs = walk.channels(walk.labels(call["input"]), dim)
-    outputs = walk.classes.fresh(shape[0])
-    walk.use(weight, 0, outputs, OUTPUT)
+    kind = CONVOLUTION
+    dim, inputs, outputs = layer_channels(walk, call, kind)
+    walk.use(weight, kind.output_dimension, outputs, OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
     if groups == 1:
-        walk.use(weight, 1, inputs, INPUT)
+        walk.use(weight, kind.input_dimension, inputs, INPUT)
     elif groups == len(inputs):
         depthwise(walk, inputs, outputs)
     else:
         walk.tie(inputs, groups)
         walk.tie(outputs, groups)
-        walk.use(weight, 1, inputs.view(groups, -1)[0], INPUT)
-    walk.multiplies(weight, out.numel() // shape[0])
+        walk.use(weight, kind.input_dimension, inputs.view(groups, -1)[0], INPUT)
+    walk.multiplies(weight, out.numel() // len(outputs))
     return spread(outputs, out.shape, dim)
 
 
@@ -41,22 +65,28 @@ def transposed_convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    shape = weight.meta["val"].shape
-    dim = out.dim() - len(shape) + 1
-    inputs = walk.channels(walk.labels(call["input"]), dim)
-    outputs = walk.classes.fresh(shape[1] * groups)
+    kind = TRANSPOSED
+    dim, inputs, outputs = layer_channels(walk, call, kind)
     if groups > 1 and groups == len(inputs):
         depthwise(walk, inputs, outputs)
-        walk.use(weight, 0, inputs, OUTPUT)
+        walk.use(weight, kind.input_dimension, inputs, OUTPUT)  # it writes what it reads
     else:
         if groups > 1:
             walk.tie(inputs, groups)
             walk.tie(outputs, groups)
-        walk.use(weight, 0, inputs, INPUT)
-        walk.use(weight, 1, outputs.view(groups, -1)[0], OUTPUT)
+        walk.use(weight, kind.input_dimension, inputs, INPUT)
+        walk.use(weight, kind.output_dimension, outputs.view(groups, -1)[0], OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
-    walk.multiplies(weight, call["input"].meta["val"].numel() // shape[0])
+    walk.multiplies(weight, call["input"].meta["val"].numel() // len(inputs))
     return spread(outputs, out.shape, dim)
+
+
+def layer_channels(walk: Walk, call: Call, kind: MatrixKind) -> tuple[int, Tensor, Tensor]:
+    """Where a layer's activations have channels, the labels that it reads, and those it makes."""
+    weight = call["weight"].meta["val"]
+    dim = kind.channel_dimension(call.value, weight)
+    inputs = walk.channels(walk.labels(call["input"]), dim)
+    return dim, inputs, walk.classes.fresh(kind.outputs(weight, call["groups"] or 1))
 
 
 def depthwise(walk: Walk, inputs: Tensor, outputs: Tensor) -> None:
@@ -70,13 +100,13 @@ def linear(walk: Walk, call: Call) -> Any:
     weight, out = call["weight"], call.value
     if not walk.is_parameter(weight):
         return computed_weight(walk, call)
-    source = walk.labels(call["input"])
-    walk.use(weight, 1, walk.channels(source, source.dim() - 1), INPUT)
-    outputs = walk.classes.fresh(weight.meta["val"].shape[0])
-    walk.use(weight, 0, outputs, OUTPUT)
+    kind = LINEAR
+    dim, inputs, outputs = layer_channels(walk, call, kind)
+    walk.use(weight, kind.input_dimension, inputs, INPUT)
+    walk.use(weight, kind.output_dimension, outputs, OUTPUT)
     walk.use(call["bias"], 0, outputs, ALONG)
     walk.multiplies(weight, out.numel() // len(outputs))
-    return spread(outputs, out.shape, out.dim() - 1)
+    return spread(outputs, out.shape, dim)
 
 
 def computed_weight(walk: Walk, call: Call) -> Any:
@@ -149,14 +179,20 @@ def product(walk: Walk, call: Call) -> Any:
     return walk.unknown(call, "a matrix product outside a layer")
 
 
+def of_kind(kind: LayerKind, rule: Rule) -> Rules:
+    """One rule for the operators of a kind of layer."""
+    return dict.fromkeys(kind.operators, rule)
+
+
 RULES: Rules = {
-    **ops(CONVOLUTIONS, convolution),
-    **ops(TRANSPOSED, transposed_convolution),
-    **ops("linear", linear),
-    **ops("batch_norm instance_norm", batch_norm),
-    **ops("group_norm", group_norm),
-    **ops("layer_norm", layer_norm),
+    **of_kind(CONVOLUTION, convolution),
+    **of_kind(TRANSPOSED, transposed_convolution),
+    **of_kind(LINEAR, linear),
+    **of_kind(BATCH_NORM, batch_norm),
+    **of_kind(INSTANCE_NORM, batch_norm),
+    **of_kind(GROUP_NORM, group_norm),
+    **of_kind(LAYER_NORM, layer_norm),
+    **of_kind(PRELU, prelu),
     **ops("softmax log_softmax _softmax _log_softmax", softmax),
-    **ops("prelu", prelu),
     **ops("matmul bmm mm baddbmm addmm einsum scaled_dot_product_attention", product),
 }

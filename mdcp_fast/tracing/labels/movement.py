@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.tracing.labels.elementwise import several
+from mdcp_fast.tracing.labels.elementwise import broadcasting
 from mdcp_fast.tracing.labels.label_tensors import (
     compact,
     reshaped,
@@ -201,7 +201,7 @@ def channel_shuffle(walk: Walk, call: Call) -> Any:
 def reduce(walk: Walk, call: Call) -> Any:
     """Reductions over positions; over a part of a split channel dimension they tie channels."""
     if call["other"] is not None:  # max(x, y)
-        return several(walk, call)
+        return broadcasting(walk, call)
     labels = walk.labels(call.source)
     dims = as_dims(call["dim"], labels.dim())
     if several_vary(labels, dims):

@@ -138,7 +138,7 @@ class Walk:
         if not isinstance(value, Node):
             return None
         if value not in self._values:
-            self._values[value] = self._own_labels(value)
+            self._values[value] = self._first_labels(value)
         return self._values[value]
 
     def set_labels(self, node: Node, labels: Any) -> None:
@@ -148,7 +148,7 @@ class Walk:
         """Whether the value has labels already."""
         return node in self._values
 
-    def _own_labels(self, node: Node) -> Any:
+    def _first_labels(self, node: Node) -> Any:
         tensor = node.meta.get("val")
         if not isinstance(tensor, Tensor):
             return None
@@ -158,9 +158,9 @@ class Walk:
         if len(wide) > 1:
             self.pin(node, "a parameter used outside a layer along several dimensions")
             return none(tensor.shape)
-        own = self.classes.fresh(tensor.shape[wide[0]])
-        self.use(node, wide[0], own, ALONG)
-        return spread(own, tensor.shape, wide[0])
+        labels = self.classes.fresh(tensor.shape[wide[0]])
+        self.use(node, wide[0], labels, ALONG)
+        return spread(labels, tensor.shape, wide[0])
 
     def no_labels(self, call: Call) -> Any:
         """A result without channels."""

@@ -81,9 +81,9 @@ class Classes:
         roots = [self.find(label) for label in range(len(self.parent))]
 
         def by_root(reasons: dict[int, str]) -> dict[int, str]:
-            found: dict[int, str] = {}
+            first: dict[int, str] = {}
             for label, reason in reasons.items():
-                found.setdefault(roots[label], reason)
-            return found
+                first.setdefault(roots[label], reason)
+            return first
 
         return Resolved(torch.tensor(roots), by_root(self.fixed), by_root(self.mixed))
