@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "numerics/population.h"
+#include "numerics/evaluate_population.h"
 
 namespace mdcp {
 
@@ -17,8 +17,8 @@ struct Execution {
 int simd_best();          // the highest level this processor runs
 int cuda_device_count();  // devices that a CUDA build can use, 0 without a driver; CUDA builds only
 
-// Fitness of every candidate of every run; see candidate_fitness in numerics/population.h. False,
-// and not all of it, if a width is not from 1 to its axis's channels.
+// Fitness of every candidate of every run; see candidate_fitness in numerics/evaluate_population.h.
+// False, and not all of it, if a width is not from 1 to its axis's channels.
 bool evaluate_population(const int64_t* population,  // [runs, candidates, axes]
                          int64_t runs, int64_t candidates, int64_t axes,
                          const double* loss,           // [sum of channels]
@@ -50,8 +50,8 @@ void random_uniform(uint32_t* generators,  // IN, OUT [runs, kGeneratorWords]
                     int64_t runs, int64_t count,
                     double* out);  // OUT [runs, count] in [0, 1)
 
-// L-SHADE's state, of runs that advance together; see mdcp_fast/evolution.py. Of each run the first
-// n members are alive, n <= population.
+// L-SHADE's state, of runs that advance together; see mdcp_fast/ops/evolution.py. Of each run the
+// first n members are alive, n <= population.
 struct EvolutionState {
     int64_t *low, *high;                 // [width]
     double *bottom, *top;                // [width] bounds of the genotypes

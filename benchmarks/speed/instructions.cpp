@@ -1,5 +1,5 @@
-// Runs one native op on a fixed input, its name the only argument: for benchmarks/speed/instructions.py,
-// which has the instructions below `measured` counted.
+// Runs one native op on a fixed input, its name the only argument: for
+// benchmarks/speed/instructions.py, which has the instructions below `measured` counted.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

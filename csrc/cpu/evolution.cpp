@@ -1,5 +1,6 @@
-// The steps of mdcp_fast/evolution.py between two calls of the evaluator. Each takes microseconds,
-// less than a thread takes to start: one thread does them. Random numbers come from the caller.
+// The steps of mdcp_fast/ops/evolution.py between two calls of the evaluator. Each takes
+// microseconds, less than a thread takes to start: one thread does them. Random numbers come from
+// the caller.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

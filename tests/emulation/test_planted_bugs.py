@@ -54,8 +54,8 @@ LANES = {"fibers": r"(shuffle without participation|without all of its lanes): .
 BUGS = [
     Bug(
         "no barrier between the steps of a sort",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         """                }
             }
             __syncthreads();
@@ -67,8 +67,8 @@ BUGS = [
     ),
     Bug(
         "no barrier before the losses are added up",
-        "population",
-        "population.cu",
+        "evaluate_population",
+        "evaluate_population.cu",
         """        __syncthreads();
         if (threadIdx.x == 0) {
             double sum = 0;
@@ -80,7 +80,7 @@ BUGS = [
     ),
     Bug(
         "no barrier before a reduction's scratch memory is used again",
-        "population",
+        "evaluate_population",
         "launch.cuh",
         """op(value, scratch[other]);
     __syncthreads();
@@ -91,8 +91,8 @@ BUGS = [
     ),
     Bug(
         "half of the threads come to a barrier",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         """    __syncthreads();
     block_sort(""",
         """    if (threadIdx.x < 128) __syncthreads();
@@ -101,8 +101,8 @@ BUGS = [
     ),
     Bug(
         "threads return before a barrier",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         """    __syncthreads();
     if (thread >= count) return;
 """,
@@ -113,31 +113,31 @@ BUGS = [
     ),
     Bug(
         "a lane does not take part in a shuffle",
-        "population",
-        "population.cu",
+        "evaluate_population",
+        "evaluate_population.cu",
         "    largest = warp_reduce(",
         "    if (lane != 31) largest = warp_reduce(",
         LANES,
     ),
     Bug(
         "one number too many in dynamic shared memory",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         "for (int i = thread; i < count; i += kCrowdingThreads) totals[i] = 0;",
         "for (int i = thread; i <= count; i += kCrowdingThreads) totals[i] = 0;",
         SHARED | {"fibers": r"out of bounds \(shared\)"},
     ),
     Bug(
         "the launch asks for too little shared memory",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         "static_cast<size_t>(plan.shared_bytes)",
         "static_cast<size_t>(plan.shared_bytes - 8)",
         SHARED,
     ),
     Bug(
         "one number too many in a shared array",
-        "population",
+        "evaluate_population",
         "launch.cuh",
         "if (lane == 0) scratch[warp] = value;\n    __syncthreads();\n    value = scratch[0];",
         "if (lane == 0) scratch[warp + 1] = value;\n    __syncthreads();\n    value = scratch[1];",
@@ -145,24 +145,24 @@ BUGS = [
     ),
     Bug(
         "a thread past the last point",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         "    if (index >= count) return;",
         "    if (index > count) return;",
         GLOBAL | {"asan-threads": "heap-buffer-overflow"},
     ),
     Bug(
         "blocks write into each other's rows",
-        "population",
-        "population.cu",
+        "evaluate_population",
+        "evaluate_population.cu",
         "            fitness[candidate] = ",
         "            fitness[candidate / 2] = ",
         {"checked": r"race between blocks: thread .* writes .* at \S+:\d+"},
     ),
     Bug(
         "shared memory that nobody wrote",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         "for (int i = static_cast<int>(threadIdx.x); i < size; i += kCrowdingThreads) {",
         "for (int i = static_cast<int>(threadIdx.x); i < count; i += kCrowdingThreads) {",
         {"checked": r"uninitialised shared memory: thread .* at \S+:\d+"},

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from population_cases import cases, cost_model, integers, loss_table, random_population
+from evaluate_population_cases import cases, cost_model, integers, loss_table, random_population
 from torch import Tensor
 
 from mdcp_fast.ops.evaluate_population import CostModel, LossTable, evaluate_population

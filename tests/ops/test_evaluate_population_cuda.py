@@ -7,7 +7,7 @@ from dataclasses import astuple
 import pytest
 import torch
 from emulation.build import EmulatedCore
-from population_cases import Case, cases, random_case
+from evaluate_population_cases import Case, cases, random_case
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import population_cases
+import evaluate_population_cases
 import pytest
 import test_population_norm as norm
 import torch
@@ -83,7 +83,7 @@ SMALL_WORK: dict[str, Callable[[], Work]] = {
     },
     **{
         f"population, {name}": functools.partial(
-            lambda name: (evaluate_population, population_cases.cases()[name], {}), name
+            lambda name: (evaluate_population, evaluate_population_cases.cases()[name], {}), name
         )
         for name in ("small, 3 x 64", "thousands of counts", "no axes")
     },

@@ -1,4 +1,4 @@
-#include "numerics/statistics.h"
+#include "numerics/channel_statistics.h"
 
 #include <algorithm>
 #include <atomic>

@@ -1,4 +1,4 @@
-#include "numerics/population.h"
+#include "numerics/evaluate_population.h"
 
 #include <algorithm>
 #include <atomic>

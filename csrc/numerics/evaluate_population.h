@@ -7,7 +7,7 @@
 
 namespace mdcp {
 
-// Costs as sums of products of two counts; see CostModel in mdcp_fast/ops/population.py.
+// Costs as sums of products of two counts; see CostModel in mdcp_fast/ops/evaluate_population.py.
 struct Cost {
     const int64_t* constant;      // [counts]
     const int64_t* offsets;       // [counts + 1]

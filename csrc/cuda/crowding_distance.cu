@@ -1,4 +1,4 @@
-// Crowding distances, bit for bit those of cpu/crowding.cpp.
+// Crowding distances, bit for bit those of cpu/crowding_distance.cpp.
 //
 // A point needs no rank along a dimension, only its neighbours in the order (key, index). One
 // launch does the work of all segments, a block for each task of a table made on the host:
@@ -12,7 +12,7 @@
 
 #include "cuda/launch.cuh"
 #include "native.h"
-#include "numerics/crowding.h"
+#include "numerics/crowding_distance.h"
 
 namespace mdcp {
 

@@ -1,4 +1,4 @@
-// The fitness of all candidates of all runs, bit for bit that of cpu/population.cpp.
+// The fitness of all candidates of all runs, bit for bit that of cpu/evaluate_population.cpp.
 //
 // One launch finds every axis's worst loss, a warp for each. One launch scores the candidates, a
 // block for each at a time: whole numbers are added up in any order, doubles by one thread, in
@@ -7,7 +7,7 @@
 
 #include "cuda/launch.cuh"
 #include "native.h"
-#include "numerics/population.h"
+#include "numerics/evaluate_population.h"
 
 namespace mdcp {
 

@@ -1,4 +1,4 @@
-#include "numerics/crowding.h"
+#include "numerics/crowding_distance.h"
 
 #include <algorithm>
 #include <limits>
