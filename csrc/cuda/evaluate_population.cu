@@ -6,10 +6,9 @@
 #include <algorithm>
 
 #include "cuda/launch.cuh"
-#include "native.h"
-#include "numerics/evaluate_population.h"
+#include "ops/evaluate_population.h"
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 constexpr int kPopulationThreads = 128;
 constexpr int kPopulationWarps = kPopulationThreads / kWarp;
@@ -95,36 +94,35 @@ int64_t population_blocks(int64_t total, int64_t axes, int64_t counts) {
 
 }  // namespace
 
-int64_t evaluate_population_cuda_workspace(int64_t runs, int64_t candidates, int64_t axes,
-                                           int64_t counts) {
-    const int64_t blocks = population_blocks(runs * candidates, axes, counts);
+int64_t evaluate_population_workspace(const EvaluatePopulationProblem& in) {
+    const int64_t axes = in.axes, counts = in.cost.counts;
+    const int64_t blocks = population_blocks(in.runs * in.candidates, axes, counts);
     return (axes + (fits_shared(axes, counts) ? 0 : blocks * (axes + counts))) * 8;
 }
 
-void evaluate_population_cuda(const int64_t* population, int64_t runs, int64_t candidates,
-                              int64_t axes, const double* loss, const int64_t* loss_offsets,
-                              const Cost& cost, const int64_t* limits, double* fitness,
-                              void* workspace, int device, void* stream) {
-    const int64_t total = runs * candidates;
+void evaluate_population(const EvaluatePopulationProblem& in, const EvaluatePopulationResult& out,
+                         const Execution& execution) {
+    const int64_t total = in.runs * in.candidates, axes = in.axes, counts = in.cost.counts;
     if (total == 0) return;
-    const DeviceGuard guard(device);
-    double* worst = static_cast<double*>(workspace);
-    int64_t* scratch = static_cast<int64_t*>(workspace) + axes;
+    const DeviceGuard guard(execution.device);
+    double* worst = static_cast<double*>(execution.workspace);
+    int64_t* scratch = static_cast<int64_t*>(execution.workspace) + axes;
     if (axes > 0) {
         MDCP_LAUNCH(population_worst_kernel,
                     static_cast<unsigned>(ceil_div(axes, kPopulationWarps)), kPopulationThreads, 0,
-                    stream, loss, loss_offsets, axes, worst);
+                    execution.stream, in.loss, in.loss_offsets, axes, worst);
     }
-    const auto blocks = static_cast<unsigned>(population_blocks(total, axes, cost.counts));
-    if (fits_shared(axes, cost.counts)) {
+    const auto blocks = static_cast<unsigned>(population_blocks(total, axes, counts));
+    if (fits_shared(axes, counts)) {
         MDCP_LAUNCH(population_kernel<true>, blocks, kPopulationThreads,
-                    static_cast<size_t>(axes + cost.counts) * 8, stream, population, total,
-                    candidates, axes, loss, loss_offsets, cost, limits, worst, scratch, fitness);
+                    static_cast<size_t>(axes + counts) * 8, execution.stream, in.population, total,
+                    in.candidates, axes, in.loss, in.loss_offsets, in.cost, in.limits, worst,
+                    scratch, out.fitness);
     } else {
-        MDCP_LAUNCH(population_kernel<false>, blocks, kPopulationThreads, 0, stream, population,
-                    total, candidates, axes, loss, loss_offsets, cost, limits, worst, scratch,
-                    fitness);
+        MDCP_LAUNCH(population_kernel<false>, blocks, kPopulationThreads, 0, execution.stream,
+                    in.population, total, in.candidates, axes, in.loss, in.loss_offsets, in.cost,
+                    in.limits, worst, scratch, out.fitness);
     }
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

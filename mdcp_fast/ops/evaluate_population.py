@@ -13,7 +13,7 @@ from mdcp_fast.ops._arguments import (
     check_finite,
     check_offsets,
     check_tensor,
-    device_and_stream,
+    cuda_execution,
     runs_on_cuda,
 )
 from mdcp_fast.ops._native import native
@@ -193,8 +193,9 @@ class PopulationFitness:
         else:
             fitness = torch.empty(widths.shape[:2], dtype=torch.float64, device=device)
             within = native.evaluate_population(
-                *_arguments(widths, self._values, self._offsets, self._parts, limits, fitness),
-                torch.get_num_threads(),
+                _problem(native, widths, self._values, self._offsets, self._parts, limits),
+                native.EvaluatePopulationResult(fitness=fitness.data_ptr()),
+                native.Execution(threads=torch.get_num_threads(), simd=0),
             )
             if not within:
                 _check_widths(widths, self._channels)
@@ -232,31 +233,48 @@ def _launch(
     """
     offsets, *parts = (one.to(widths.device) for one in (offsets, *parts))
     fitness = torch.empty(widths.shape[:2], dtype=torch.float64, device=widths.device)
-    workspace_bytes = core.evaluate_population_cuda_workspace(*widths.shape, len(parts[0]))
-    workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=widths.device)
+    problem = _problem(core, widths, values, offsets, parts, limits)
+    needed = core.evaluate_population_cuda_workspace(problem)
+    workspace = torch.empty(needed, dtype=torch.uint8, device=widths.device)
     core.evaluate_population_cuda(
-        *_arguments(widths, values, offsets, parts, limits, fitness),
-        workspace.data_ptr(),
-        *device_and_stream(widths),
+        problem,
+        core.EvaluatePopulationResult(fitness=fitness.data_ptr()),
+        cuda_execution(core, workspace),
     )
     return fitness
 
 
-def _arguments(
+def _problem(
+    core: Any,
     widths: Tensor,
     values: Tensor,
     offsets: Tensor,
     parts: Sequence[Tensor],
     limits: Tensor,
-    fitness: Tensor,
-) -> tuple[Any, ...]:
-    """What the native core's two functions have in common."""
-    constant, _, _, _, terms, coefficients = parts
-    return (
-        widths.data_ptr(), *widths.shape, values.data_ptr(), offsets.data_ptr(),
-        [part.data_ptr() for part in parts], [len(constant), len(terms), len(coefficients)],
-        limits.data_ptr(), fitness.data_ptr(),
-    )  # fmt: skip
+) -> Any:
+    """The native core's problem; see `_launch` for the tensors."""
+    constant, count_offsets, axis, factor, terms, coefficients = parts
+    runs, candidates, axes = widths.shape
+    return core.EvaluatePopulationProblem(
+        population=widths.data_ptr(),
+        runs=runs,
+        candidates=candidates,
+        axes=axes,
+        loss=values.data_ptr(),
+        loss_offsets=offsets.data_ptr(),
+        cost=core.Cost(
+            constant=constant.data_ptr(),
+            offsets=count_offsets.data_ptr(),
+            axis=axis.data_ptr(),
+            factor=factor.data_ptr(),
+            terms=terms.data_ptr(),
+            coefficients=coefficients.data_ptr(),
+            counts=len(constant),
+            term_count=len(terms),
+            costs=len(coefficients),
+        ),
+        limits=limits.data_ptr(),
+    )
 
 
 @_evaluate_population.register_fake

@@ -1,9 +1,9 @@
-// Runs evaluate_population_cuda on small populations and compares it with the CPU's op.
+// Runs cuda::evaluate_population on small populations and compares it with the CPU's op.
 #include <cstdint>
 #include <vector>
 
 #include "driver.h"
-#include "native.h"
+#include "ops/evaluate_population.h"
 
 using driver::Buffer;
 
@@ -45,15 +45,15 @@ void compare(int64_t runs, int64_t candidates, int64_t axes, driver::Numbers num
                           axes,
                           axes,
                           2};
+    const mdcp::EvaluatePopulationProblem in{
+        population.data(),   runs, candidates,   axes, loss.data(),
+        loss_offsets.data(), cost, limits.data()};
     const auto count = static_cast<size_t>(runs * candidates);
     Buffer<double> expected(count), fitness(count);
-    mdcp::evaluate_population(population.data(), runs, candidates, axes, loss.data(),
-                              loss_offsets.data(), cost, limits.data(), expected.data(), {1, 0});
-    Buffer<int64_t> workspace(static_cast<size_t>(
-        mdcp::evaluate_population_cuda_workspace(runs, candidates, axes, axes) / 8));
-    mdcp::evaluate_population_cuda(population.data(), runs, candidates, axes, loss.data(),
-                                   loss_offsets.data(), cost, limits.data(), fitness.data(),
-                                   workspace.data(), 0, nullptr);
+    mdcp::cpu::evaluate_population(in, {expected.data()}, {1, 0});
+    Buffer<int64_t> workspace(
+        static_cast<size_t>(mdcp::cuda::evaluate_population_workspace(in) / 8));
+    mdcp::cuda::evaluate_population(in, {fitness.data()}, {nullptr, workspace.data(), 0, nullptr});
     driver::expect(fitness == expected, "fitness over " + std::to_string(axes) + " axes");
 }
 

@@ -24,8 +24,8 @@ from emulation.build import (
 SEEDS = range(1, 6)
 # The sources that an op needs, where they are not one of its name.
 SOURCES = {
-    "kmeans": ["kmeans.cu", "lloyd.cu", "seeding.cu", "ward.cu", "hierarchy.cu"],
-    "ward": ["ward.cu", "hierarchy.cu"],
+    "kmeans": ["kmeans.cu", "lloyd.cu", "seeding.cu", "hierarchy.cu", "ward_plan.cu"],
+    "ward": ["ward.cu", "hierarchy.cu", "ward_plan.cu"],
 }
 HEADERS = {path.name for path in (NATIVE / "cuda").glob("*.cuh")}
 
@@ -170,7 +170,7 @@ BUGS = [
     Bug(
         "no barrier between a round's search and the next step",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         """            ward_search<kDimensions>(front, scratch.points, now.alive, own);
         }
         __syncthreads();
@@ -185,7 +185,7 @@ BUGS = [
     Bug(
         "no barrier before the warps' counts are added up",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "if (lane == 0) scratch[warp] = left;\n    __syncthreads();",
         "if (lane == 0) scratch[warp] = left;",
         RACE,
@@ -193,7 +193,7 @@ BUGS = [
     Bug(
         "no barrier before it is read where clusters move to",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "        next += __popc(stay);\n    }\n    __syncthreads();",
         "        next += __popc(stay);\n    }",
         RACE,
@@ -201,7 +201,7 @@ BUGS = [
     Bug(
         "no barrier before the next front is searched",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "        if (now.alive < 2) return;\n        __syncthreads();",
         "        if (now.alive < 2) return;",
         RACE,
@@ -209,7 +209,7 @@ BUGS = [
     Bug(
         "clusters move within the front that they are read from",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "next = ward_front<kDimensions>(scratch, 1 - now.half, first);",
         "next = ward_front<kDimensions>(scratch, now.half, first);",
         RACE,
@@ -217,7 +217,7 @@ BUGS = [
     Bug(
         "both clusters of a pair merge it",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "} else if (own > other) {",
         "} else if (own > other + count) {",
         RACE,
@@ -225,7 +225,7 @@ BUGS = [
     Bug(
         "only some warps come to a barrier",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "if (lane == 0) scratch[warp] = left;\n    __syncthreads();",
         "if (lane == 0) scratch[warp] = left;\n    if (begin < alive) __syncthreads();",
         DIVERGENCE,
@@ -233,7 +233,7 @@ BUGS = [
     Bug(
         "warps without a cluster return before a barrier",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "        if (now.alive < 2) return;",
         "        if (now.alive < 2 || warp >= now.alive) return;",
         {"fibers": DIVERGENCE["fibers"] + ", but thread .* has returned"},
@@ -241,7 +241,7 @@ BUGS = [
     Bug(
         "lanes that found no cluster do not take part in a shuffle",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "    warp_nearest(best_cost, best);",
         "    if (best != kWardNobody) warp_nearest(best_cost, best);",
         LANES,
@@ -249,7 +249,7 @@ BUGS = [
     Bug(
         "shared memory for one warp too few",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         """    ward_finish(WardProblems problems, WardScratch scratch, int64_t skip) {
     __shared__ int32_t shared[kWardThreads / kWarp];""",
         """    ward_finish(WardProblems problems, WardScratch scratch, int64_t skip) {
@@ -259,7 +259,7 @@ BUGS = [
     Bug(
         "a thread past the last point",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "    if (own >= count) return;\n    if (own == 0) scratch.progress",
         "    if (own > count) return;\n    if (own == 0) scratch.progress",
         GLOBAL,
@@ -275,7 +275,7 @@ BUGS = [
     Bug(
         "tiles overlap",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "    const int32_t end = Min()(begin + kWardTile, now.alive);",
         "    const int32_t end = Min()(begin + kWardTile + 1, now.alive);",
         {"checked": r"race between blocks: thread .* reads .* that block 1 writes, at \S+:\d+"},

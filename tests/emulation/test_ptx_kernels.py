@@ -236,7 +236,7 @@ WARD_KERNELS = {
 def test_each_barrier_of_wards_kernels_is_missed(emulated: EmulatedCore, kernel: str) -> None:
     points, first = WARD_KERNELS[kernel]
     offsets = segments.offsets_of(first, len(points) - first)
-    edited = without_barriers("ward", f"{kernel}ILi2E", "ILi(?!2E)")
+    edited = without_barriers("hierarchy", f"{kernel}ILi2E", "ILi(?!2E)")
     found = [
         reports(each, emulated, lambda k: ward._launch(k.core, points, offsets)) for each in edited
     ]
