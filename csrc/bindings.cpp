@@ -44,8 +44,10 @@ void declare_problems(py::module_& module) {
     {
         using Struct = mdcp::Cost;
         mdcp::declare_struct(module, "Cost", MEMBER(constant), MEMBER(offsets), MEMBER(axis),
-                             MEMBER(factor), MEMBER(terms), MEMBER(coefficients), MEMBER(counts),
-                             MEMBER(term_count), MEMBER(costs));
+                             MEMBER(factor), MEMBER(terms), MEMBER(coefficients), MEMBER(tables),
+                             MEMBER(table_offsets), MEMBER(edges), MEMBER(edge_offsets),
+                             MEMBER(values), MEMBER(value_offsets), MEMBER(table_count),
+                             MEMBER(counts), MEMBER(term_count), MEMBER(costs));
     }
     {
         using Struct = mdcp::EvaluatePopulationProblem;

@@ -169,9 +169,16 @@ void evaluate_population() {
     const std::vector<int64_t> limits(kRuns, 2500 * 81 * kAxes);
     const auto widths =
         filled<int64_t>(kRuns * kCandidates * kAxes, [&] { return 1 + numbers.below(kWidths); });
-    const mdcp::Cost cost{constant.data(), offsets.data(), axis.data(),
-                          factor.data(),   terms.data(),   coefficients.data(),
-                          kAxes + 1,       kAxes,          1};
+    mdcp::Cost cost{};
+    cost.constant = constant.data();
+    cost.offsets = offsets.data();
+    cost.axis = axis.data();
+    cost.factor = factor.data();
+    cost.terms = terms.data();
+    cost.coefficients = coefficients.data();
+    cost.counts = kAxes + 1;
+    cost.term_count = kAxes;
+    cost.costs = 1;
     std::vector<double> fitness(kRuns * kCandidates);
     const mdcp::EvaluatePopulationProblem in{widths.data(), kRuns,        kCandidates,
                                              kAxes,         loss.data(),  loss_offsets.data(),

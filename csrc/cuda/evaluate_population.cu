@@ -66,6 +66,13 @@ __global__ void __launch_bounds__(kPopulationThreads)
             for (int64_t t = threadIdx.x; t < cost.term_count; t += kPopulationThreads) {
                 part += cost_of_term(cost, m, t, count);
             }
+            if (cost.table_count > 0) {
+                const int64_t end = cost.table_offsets[m + 1];
+                for (int64_t t = cost.table_offsets[m] + threadIdx.x; t < end;
+                     t += kPopulationThreads) {
+                    part += cost_of_table(cost, t, count);
+                }
+            }
             violation += excess(block_reduce(part, Sum{}, sums), limit[m]);
         }
         for (int64_t a = threadIdx.x; a < axes; a += kPopulationThreads) {
