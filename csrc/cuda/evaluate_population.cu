@@ -35,9 +35,10 @@ __global__ void __launch_bounds__(kPopulationThreads)
     if (lane == 0) worst[axis] = largest;
 }
 
-// kShared: the scratch numbers are in shared memory, not in the workspace.
+// kShared: the scratch numbers are in shared memory, not in the workspace. At least 8 blocks a
+// multiprocessor: left to itself, ptxas aims at 12, and spills.
 template <bool kShared>
-__global__ void __launch_bounds__(kPopulationThreads)
+__global__ void __launch_bounds__(kPopulationThreads, 8)
     population_kernel(const int64_t* population,  // [total, axes]
                       int64_t total,              // candidates of all runs
                       int64_t candidates,         // of a run
