@@ -1,14 +1,24 @@
-// The only file that knows Python: integer addresses in, calls with the interpreter lock released.
+// The only file that knows the Python module: structs by the names of their members, calls with the
+// interpreter lock released.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
 
 #include "cpu/simd.h"
-#include "native.h"
+#include "members.h"
+#include "ops/channel_statistics.h"
+#include "ops/crowding_distance.h"
+#include "ops/evaluate_population.h"
+#include "ops/evolution.h"
+#include "ops/kmeans.h"
+#include "ops/ward.h"
+#ifdef MDCP_WITH_CUDA
+#include "cuda/device.h"
+#endif
 
 namespace py = pybind11;
+namespace cpu = mdcp::cpu;
+namespace cuda = mdcp::cuda;
 using Address = std::uintptr_t;
+using release = py::call_guard<py::gil_scoped_release>;
 
 namespace {
 
@@ -18,252 +28,212 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// A cost model from the memory of its tensors, in the order of their declaration, and its sizes.
-mdcp::Cost cost_at(const std::array<Address, 6>& parts, const std::array<int64_t, 3>& sizes) {
-    return {at<int64_t>(parts[0]),
-            at<int64_t>(parts[1]),
-            at<int64_t>(parts[2]),
-            at<int64_t>(parts[3]),
-            at<int64_t>(parts[4]),
-            at<int64_t>(parts[5]),
-            sizes[0],
-            sizes[1],
-            sizes[2]};
+#define MEMBER(name) MDCP_MEMBER(Struct, name)
+
+void declare_problems(py::module_& module) {
+    {
+        using Struct = mdcp::ChannelStatisticsProblem;
+        mdcp::declare_struct(module, "ChannelStatisticsProblem", MEMBER(addresses), MEMBER(types),
+                             MEMBER(rows), MEMBER(row_lengths), MEMBER(tensors));
+    }
+    {
+        using Struct = mdcp::CrowdingDistanceProblem;
+        mdcp::declare_struct(module, "CrowdingDistanceProblem", MEMBER(points), MEMBER(offsets),
+                             MEMBER(segments), MEMBER(dimensions));
+    }
+    {
+        using Struct = mdcp::Cost;
+        mdcp::declare_struct(module, "Cost", MEMBER(constant), MEMBER(offsets), MEMBER(axis),
+                             MEMBER(factor), MEMBER(terms), MEMBER(coefficients), MEMBER(tables),
+                             MEMBER(table_offsets), MEMBER(edges), MEMBER(edge_offsets),
+                             MEMBER(values), MEMBER(value_offsets), MEMBER(table_count),
+                             MEMBER(counts), MEMBER(term_count), MEMBER(costs));
+    }
+    {
+        using Struct = mdcp::EvaluatePopulationProblem;
+        mdcp::declare_struct(module, "EvaluatePopulationProblem", MEMBER(population), MEMBER(runs),
+                             MEMBER(candidates), MEMBER(axes), MEMBER(loss), MEMBER(loss_offsets),
+                             MEMBER(cost), MEMBER(limits));
+    }
+    {
+        using Struct = mdcp::WardProblem;
+        mdcp::declare_struct(module, "WardProblem", MEMBER(points), MEMBER(offsets),
+                             MEMBER(problems), MEMBER(dimensions));
+    }
+    {
+        using Struct = mdcp::KMeansProblem;
+        py::enum_<Struct::Init>(module, "KMeansInit", py::module_local())
+            .value("ward", Struct::kWard)
+            .value("k-means++", Struct::kPlusPlus)
+            .value("given", Struct::kGiven);
+        mdcp::declare_struct(module, "KMeansProblem", MEMBER(points), MEMBER(offsets),
+                             MEMBER(problems), MEMBER(dimensions), MEMBER(k), MEMBER(problem),
+                             MEMBER(jobs), MEMBER(init), MEMBER(centers), MEMBER(max_iter),
+                             MEMBER(seed));
+    }
 }
 
-// The members of EvolutionState, in their order.
-mdcp::EvolutionState evolution_state(const std::array<uint64_t, 19>& in) {
-    return {at<int64_t>(in[0]),
-            at<int64_t>(in[1]),
-            at<double>(in[2]),
-            at<double>(in[3]),
-            at<double>(in[4]),
-            at<double>(in[5]),
-            at<double>(in[6]),
-            at<double>(in[7]),
-            at<double>(in[8]),
-            at<double>(in[9]),
-            at<int64_t>(in[10]),
-            at<double>(in[11]),
-            at<double>(in[12]),
-            at<int64_t>(in[13]),
-            static_cast<int64_t>(in[14]),
-            static_cast<int64_t>(in[15]),
-            static_cast<int64_t>(in[16]),
-            static_cast<int64_t>(in[17]),
-            static_cast<int64_t>(in[18])};
+void declare_results(py::module_& module) {
+    {
+        using Struct = mdcp::ChannelStatisticsResult;
+        mdcp::declare_struct(module, "ChannelStatisticsResult", MEMBER(statistics));
+    }
+    {
+        using Struct = mdcp::CrowdingDistanceResult;
+        mdcp::declare_struct(module, "CrowdingDistanceResult", MEMBER(distances));
+    }
+    {
+        using Struct = mdcp::EvaluatePopulationResult;
+        mdcp::declare_struct(module, "EvaluatePopulationResult", MEMBER(fitness));
+    }
+    {
+        using Struct = mdcp::WardResult;
+        mdcp::declare_struct(module, "WardResult", MEMBER(linkage));
+    }
+    {
+        using Struct = mdcp::KMeansResult;
+        mdcp::declare_struct(module, "KMeansResult", MEMBER(offsets), MEMBER(labels),
+                             MEMBER(centers), MEMBER(inertia), MEMBER(iterations));
+    }
 }
 
-// The members of KMeansProblem, in their order.
-mdcp::KMeansProblem kmeans_problem(const std::array<uint64_t, 11>& in) {
-    return {at<const float>(in[0]),
-            at<const int64_t>(in[1]),
-            static_cast<int64_t>(in[2]),
-            static_cast<int32_t>(in[3]),
-            at<const int64_t>(in[4]),
-            at<const int64_t>(in[5]),
-            static_cast<int64_t>(in[6]),
-            static_cast<mdcp::KMeansProblem::Init>(in[7]),
-            at<const float>(in[8]),
-            static_cast<int64_t>(in[9]),
-            in[10]};
+void declare_executions(py::module_& module) {
+    {
+        using Struct = cpu::Execution;
+        mdcp::declare_struct(module, "Execution", MEMBER(threads), MEMBER(simd));
+    }
+    {
+        using Struct = cuda::Execution;
+        mdcp::declare_struct(module, "CudaExecution", MEMBER(tables), MEMBER(workspace),
+                             MEMBER(device), MEMBER(stream));
+    }
 }
 
-mdcp::KMeansResult kmeans_result(const std::array<Address, 5>& out) {
-    return {at<const int64_t>(out[0]), at<int64_t>(out[1]), at<float>(out[2]), at<double>(out[3]),
-            at<int64_t>(out[4])};
+void define_cpu_ops(py::module_& module) {
+    module.def("simd_best", &cpu::simd_best, release());
+    module.def("channel_statistics", &cpu::channel_statistics, release());
+    module.def("crowding_distance", &cpu::crowding_distance, release());
+    module.def("evaluate_population", &cpu::evaluate_population, release());
+    module.def("ward", &cpu::ward, release());
+    module.def("kmeans", &cpu::kmeans, release());
 }
 
-}  // namespace
+void define_evolution(py::module_& module) {
+    using namespace py::literals;
+    using Struct = cpu::EvolutionState;
+    constexpr py::kw_only by_name{};
 
-PYBIND11_MODULE(_native, module) {
-    using release = py::call_guard<py::gil_scoped_release>;
-
-    module.def("simd_best", &mdcp::simd_best, release());
-    module.def(
-        "evaluate_population",
-        [](Address population, int64_t runs, int64_t candidates, int64_t axes, Address loss,
-           Address loss_offsets, std::array<Address, 6> cost, std::array<int64_t, 3> cost_sizes,
-           Address limits, Address fitness, int threads) {
-            return mdcp::evaluate_population(at<int64_t>(population), runs, candidates, axes,
-                                             at<double>(loss), at<int64_t>(loss_offsets),
-                                             cost_at(cost, cost_sizes), at<int64_t>(limits),
-                                             at<double>(fitness), {threads, mdcp::kBaseline});
-        },
-        release());
-    module.attr("generator_words") = mdcp::kGeneratorWords;
+    mdcp::declare_struct(module, "EvolutionState", MEMBER(low), MEMBER(high), MEMBER(bottom),
+                         MEMBER(top), MEMBER(members), MEMBER(trials), MEMBER(scores),
+                         MEMBER(scales), MEMBER(rates), MEMBER(archive), MEMBER(archived),
+                         MEMBER(scale_memory), MEMBER(rate_memory), MEMBER(slot), MEMBER(runs),
+                         MEMBER(population), MEMBER(width), MEMBER(archive_rows), MEMBER(history));
+    module.attr("generator_words") = cpu::kGeneratorWords;
+    module.attr("mutation_chances") = cpu::kMutationChances;
     module.def(
         "random_seed",
         [](Address seeds, int64_t runs, Address generators) {
-            mdcp::random_seed(at<const int64_t>(seeds), runs, at<uint32_t>(generators));
+            cpu::random_seed(at<const int64_t>(seeds), runs, at<uint32_t>(generators));
         },
-        release());
+        by_name, "seeds"_a, "runs"_a, "generators"_a, release());
     module.def(
         "random_uniform",
         [](Address generators, int64_t runs, int64_t count, Address out) {
-            mdcp::random_uniform(at<uint32_t>(generators), runs, count, at<double>(out));
+            cpu::random_uniform(at<uint32_t>(generators), runs, count, at<double>(out));
         },
-        release());
-    using State = std::array<uint64_t, 19>;
+        by_name, "generators"_a, "runs"_a, "count"_a, "out"_a, release());
     module.def(
         "evolution_round",
-        [](const State& state, int64_t n, Address candidates) {
-            mdcp::evolution_round(evolution_state(state), n, at<int64_t>(candidates));
+        [](const Struct& state, int64_t n, Address candidates) {
+            cpu::evolution_round(state, n, at<int64_t>(candidates));
         },
-        release());
+        "state"_a, by_name, "n"_a, "candidates"_a, release());
     module.def(
         "evolution_mutate",
-        [](const State& state, int64_t n, int64_t greedy, Address chance, Address normal) {
-            mdcp::evolution_mutate(evolution_state(state), n, greedy, at<const double>(chance),
-                                   at<const double>(normal));
+        [](const Struct& state, int64_t n, int64_t greedy, Address chance, Address normal) {
+            cpu::evolution_mutate(state, n, greedy, at<const double>(chance),
+                                  at<const double>(normal));
         },
-        release());
+        "state"_a, by_name, "n"_a, "greedy"_a, "chance"_a, "normal"_a, release());
     module.def(
         "evolution_remember",
-        [](const State& state, int64_t n, int64_t capacity, Address fitness, Address keys) {
-            mdcp::evolution_remember(evolution_state(state), n, capacity, at<const double>(fitness),
-                                     at<const double>(keys));
+        [](const Struct& state, int64_t n, int64_t capacity, Address fitness, Address keys) {
+            cpu::evolution_remember(state, n, capacity, at<const double>(fitness),
+                                    at<const double>(keys));
         },
-        release());
+        "state"_a, by_name, "n"_a, "capacity"_a, "fitness"_a, "keys"_a, release());
     module.def(
         "evolution_take",
-        [](const State& state, int64_t n, Address fitness, Address best, Address best_fitness) {
-            mdcp::evolution_take(evolution_state(state), n, at<const double>(fitness),
-                                 at<int64_t>(best), at<double>(best_fitness));
+        [](const Struct& state, int64_t n, Address fitness, Address best, Address best_fitness) {
+            cpu::evolution_take(state, n, at<const double>(fitness), at<int64_t>(best),
+                                at<double>(best_fitness));
         },
-        release());
-    module.def(
-        "evolution_shrink",
-        [](const State& state, int64_t n, int64_t left, int64_t capacity) {
-            mdcp::evolution_shrink(evolution_state(state), n, left, capacity);
-        },
-        release());
+        "state"_a, by_name, "n"_a, "fitness"_a, "best"_a, "best_fitness"_a, release());
+    module.def("evolution_shrink", &cpu::evolution_shrink, "state"_a, by_name, "n"_a, "left"_a,
+               "capacity"_a, release());
     module.def(
         "descent_moves",
         [](Address start, int64_t runs, int64_t moves, int64_t width, Address low, Address high,
            int64_t octaves, Address chance, Address candidates) {
-            mdcp::descent_moves(at<const int64_t>(start), runs, moves, width,
-                                at<const int64_t>(low), at<const int64_t>(high), octaves,
-                                at<const double>(chance), at<int64_t>(candidates));
+            cpu::descent_moves(at<const int64_t>(start), runs, moves, width, at<const int64_t>(low),
+                               at<const int64_t>(high), octaves, at<const double>(chance),
+                               at<int64_t>(candidates));
         },
-        release());
+        by_name, "start"_a, "runs"_a, "moves"_a, "width"_a, "low"_a, "high"_a, "octaves"_a,
+        "chance"_a, "candidates"_a, release());
     module.def(
         "descent_take",
         [](Address candidates, Address fitness, int64_t runs, int64_t moves, int64_t width,
            int64_t patience, Address best, Address best_fitness, Address idle) {
-            return mdcp::descent_take(at<const int64_t>(candidates), at<const double>(fitness),
-                                      runs, moves, width, patience, at<int64_t>(best),
-                                      at<double>(best_fitness), at<int64_t>(idle));
+            return cpu::descent_take(at<const int64_t>(candidates), at<const double>(fitness), runs,
+                                     moves, width, patience, at<int64_t>(best),
+                                     at<double>(best_fitness), at<int64_t>(idle));
         },
-        release());
-    module.def(
-        "channel_statistics",
-        [](Address tensors, int64_t tensor_count, Address out, int threads, int simd) {
-            return mdcp::channel_statistics(at<const mdcp::WeightTensor>(tensors), tensor_count,
-                                            at<float>(out), {threads, simd});
-        },
-        release());
-    module.def(
-        "crowding_distance",
-        [](Address points, Address offsets, int64_t segments, int32_t dimensions, Address out,
-           int threads, int simd) {
-            mdcp::crowding_distance(at<const float>(points), at<const int64_t>(offsets), segments,
-                                    dimensions, at<float>(out), {threads, simd});
-        },
-        release());
-    module.def(
-        "ward",
-        [](Address points, Address offsets, int64_t problems, int32_t dimensions, Address linkage,
-           int threads, int simd) {
-            mdcp::ward(at<const float>(points), at<const int64_t>(offsets), problems, dimensions,
-                       at<double>(linkage), {threads, simd});
-        },
-        release());
-    module.def(
-        "kmeans",
-        [](const std::array<uint64_t, 11>& in, const std::array<Address, 5>& out, int threads,
-           int simd) { mdcp::kmeans(kmeans_problem(in), kmeans_result(out), {threads, simd}); },
-        release());
+        by_name, "candidates"_a, "fitness"_a, "runs"_a, "moves"_a, "width"_a, "patience"_a,
+        "best"_a, "best_fitness"_a, "idle"_a, release());
+}
+
+#ifdef MDCP_WITH_CUDA
+// A function of a problem that writes tables to an address, or nothing to 0.
+template <class Problem>
+auto tables_of(int64_t (*write)(const Problem&, int64_t*)) {
+    return [write](const Problem& in, Address tables) { return write(in, at<int64_t>(tables)); };
+}
+
+void define_cuda_ops(py::module_& module) {
+    module.def("cuda_device_count", &cuda::device_count, release());
+    module.def("crowding_distance_cuda", &cuda::crowding_distance, release());
+    module.def("crowding_distance_cuda_tables", tables_of(&cuda::crowding_distance_tables),
+               release());
+    module.def("crowding_distance_cuda_workspace", &cuda::crowding_distance_workspace, release());
+    module.def("evaluate_population_cuda", &cuda::evaluate_population, release());
+    module.def("evaluate_population_cuda_workspace", &cuda::evaluate_population_workspace,
+               release());
+    module.def("ward_cuda", &cuda::ward, release());
+    module.def("ward_cuda_tables", tables_of(&cuda::ward_tables), release());
+    module.def("ward_cuda_workspace", &cuda::ward_workspace, release());
+    module.def("kmeans_cuda", &cuda::kmeans, release());
+    module.def("kmeans_cuda_tables", tables_of(&cuda::kmeans_tables), release());
+    module.def("kmeans_cuda_workspace", &cuda::kmeans_workspace, release());
+}
+#else
+void define_cuda_ops(py::module_& module) {
+    module.def("cuda_device_count", [] { return 0; });
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+    declare_problems(module);
+    declare_results(module);
+    declare_executions(module);
+    define_cpu_ops(module);
+    define_evolution(module);
+    define_cuda_ops(module);
 #ifdef MDCP_WITH_CUDA
     module.attr("with_cuda") = true;
-    module.def("cuda_device_count", &mdcp::cuda_device_count, release());
-    module.def(
-        "evaluate_population_cuda",
-        [](Address population, int64_t runs, int64_t candidates, int64_t axes, Address loss,
-           Address loss_offsets, std::array<Address, 6> cost, std::array<int64_t, 3> cost_sizes,
-           Address limits, Address fitness, Address workspace, int device, Address stream) {
-            mdcp::evaluate_population_cuda(
-                at<int64_t>(population), runs, candidates, axes, at<double>(loss),
-                at<int64_t>(loss_offsets), cost_at(cost, cost_sizes), at<int64_t>(limits),
-                at<double>(fitness), at<void>(workspace), device, at<void>(stream));
-        },
-        release());
-    module.def("evaluate_population_cuda_workspace", &mdcp::evaluate_population_cuda_workspace,
-               release());
-    module.def(
-        "crowding_distance_cuda_plan",
-        [](Address offsets, int64_t segments, int32_t dimensions, Address tasks) {
-            const mdcp::CrowdingPlan plan = mdcp::crowding_distance_cuda_plan(
-                at<const int64_t>(offsets), segments, dimensions, at<int64_t>(tasks));
-            return std::array<int64_t, 4>{plan.tasks, plan.spread_tasks, plan.shared_bytes,
-                                          plan.workspace_bytes};
-        },
-        release());
-    module.def(
-        "crowding_distance_cuda",
-        [](Address points, Address offsets, int64_t point_count, int32_t dimensions, Address tasks,
-           std::array<int64_t, 4> plan, Address out, Address workspace, int device,
-           Address stream) {
-            mdcp::crowding_distance_cuda(at<const float>(points), at<const int64_t>(offsets),
-                                         point_count, dimensions, at<const int64_t>(tasks),
-                                         {plan[0], plan[1], plan[2], plan[3]}, at<float>(out),
-                                         at<void>(workspace), device, at<void>(stream));
-        },
-        release());
-    module.def(
-        "ward_cuda",
-        [](Address points, Address offsets, Address tables, int64_t problems, int32_t dimensions,
-           Address linkage, Address workspace, int device, Address stream) {
-            mdcp::ward_cuda(at<const float>(points), at<const int64_t>(offsets),
-                            at<const int64_t>(tables), problems, dimensions, at<double>(linkage),
-                            at<void>(workspace), device, at<void>(stream));
-        },
-        release());
-    module.def(
-        "ward_cuda_tables",
-        [](Address offsets, int64_t problems, Address tables) {
-            return mdcp::ward_cuda_tables(at<const int64_t>(offsets), problems,
-                                          at<int64_t>(tables));
-        },
-        release());
-    module.def(
-        "ward_cuda_workspace",
-        [](Address offsets, int64_t problems, int32_t dimensions) {
-            return mdcp::ward_cuda_workspace(at<const int64_t>(offsets), problems, dimensions);
-        },
-        release());
-    module.def(
-        "kmeans_cuda",
-        [](const std::array<uint64_t, 11>& in, const std::array<Address, 5>& out, Address tables,
-           Address workspace, int device, Address stream) {
-            mdcp::kmeans_cuda(kmeans_problem(in), kmeans_result(out), at<const int64_t>(tables),
-                              at<void>(workspace), device, at<void>(stream));
-        },
-        release());
-    module.def(
-        "kmeans_cuda_tables",
-        [](const std::array<uint64_t, 11>& in, Address tables) {
-            return mdcp::kmeans_cuda_tables(kmeans_problem(in), at<int64_t>(tables));
-        },
-        release());
-    module.def(
-        "kmeans_cuda_workspace",
-        [](const std::array<uint64_t, 11>& in) {
-            return mdcp::kmeans_cuda_workspace(kmeans_problem(in));
-        },
-        release());
 #else
     module.attr("with_cuda") = false;
-    module.def("cuda_device_count", [] { return 0; });
 #endif
 }

@@ -89,7 +89,7 @@ def test_with_cuda(tmp_path: Path, environment: dict[str, str]) -> None:
     [
         ("9.0a 12.0+PTX", "90a,sm_90a 120,sm_120 120,compute_120"),
         ("9.0 8.6", "86,[sm_90,sm_86]"),
-        ("9.0+PTX;10.0;", "90,[sm_90] 90,compute_90 100,sm_100"),
+        ("9.0+PTX;10.0;", "90,[sm_90] 100,sm_100 90,compute_90"),
     ],
 )
 def test_named_architectures(tmp_path: Path, named: str, expected: str) -> None:

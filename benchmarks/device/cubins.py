@@ -24,7 +24,7 @@ STRICT = ["-Werror", "all-warnings", "-Xcompiler=-Werror", "-Xptxas=-v"]
 class Resources(NamedTuple):
     """What one kernel takes on one architecture."""
 
-    source: str  # crowding.cu
+    source: str  # ward.cu
     symbol: str  # mangled
     architecture: int  # 90
     registers: int  # of a thread

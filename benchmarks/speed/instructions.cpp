@@ -1,5 +1,5 @@
-// Runs one native op on a fixed input, its name the only argument: for benchmarks/speed/instructions.py,
-// which has the instructions below `measured` counted.
+// Runs one native op on a fixed input, its name the only argument: for
+// benchmarks/speed/instructions.py, which has the instructions below `measured` counted.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -7,11 +7,18 @@
 #include <functional>
 #include <vector>
 
-#include "native.h"
+#include "ops/channel_statistics.h"
+#include "ops/crowding_distance.h"
+#include "ops/evaluate_population.h"
+#include "ops/evolution.h"
+#include "ops/kmeans.h"
+#include "ops/ward.h"
+
+namespace cpu = mdcp::cpu;
 
 namespace {
 
-constexpr mdcp::Execution kHow{1, 0};
+constexpr cpu::Execution kOneThread{1, 0};
 
 // SplitMix64 (Steele, Lea, Flood 2014): whole numbers, the same everywhere.
 class Numbers {
@@ -57,33 +64,28 @@ extern "C" __attribute__((noipa)) void measured(const std::function<void()>& wor
 
 namespace {
 
-void statistics() {
+void channel_statistics() {
     Numbers numbers;
-    struct Shape {
-        mdcp::WeightTensor::Type type;
-        int64_t rows, row_length;
-    };
-    const Shape shapes[] = {
-        {mdcp::WeightTensor::kFloat32, 64, 147}, {mdcp::WeightTensor::kFloat32, 128, 1152},
-        {mdcp::WeightTensor::kFloat32, 256, 64}, {mdcp::WeightTensor::kFloat32, 4096, 9},
-        {mdcp::WeightTensor::kFloat16, 64, 576}, {mdcp::WeightTensor::kBFloat16, 64, 576}};
+    using Problem = mdcp::ChannelStatisticsProblem;
+    const std::vector<int64_t> types{Problem::kFloat32, Problem::kFloat32, Problem::kFloat32,
+                                     Problem::kFloat32, Problem::kFloat16, Problem::kBFloat16};
+    const std::vector<int64_t> rows{64, 128, 256, 4096, 64, 64};
+    const std::vector<int64_t> row_lengths{147, 1152, 64, 9, 576, 576};
     std::vector<std::vector<uint32_t>> memory;
-    std::vector<mdcp::WeightTensor> tensors;
-    int64_t rows = 0;
-    for (const Shape& shape : shapes) {
+    std::vector<int64_t> addresses;
+    int64_t all_rows = 0;
+    for (size_t tensor = 0; tensor < rows.size(); ++tensor) {
         // Of two halves, 0x3c00 to 0x3fff each, every type reads numbers near 1.
-        memory.push_back(filled<uint32_t>(shape.rows * shape.row_length, [&] {
+        memory.push_back(filled<uint32_t>(rows[tensor] * row_lengths[tensor], [&] {
             return (0x3c003c00u | (numbers.next() & 0x03ff03ffu));
         }));
-        tensors.push_back({reinterpret_cast<int64_t>(memory.back().data()), shape.type, shape.rows,
-                           shape.row_length});
-        rows += shape.rows;
+        addresses.push_back(reinterpret_cast<int64_t>(memory.back().data()));
+        all_rows += rows[tensor];
     }
-    std::vector<float> out(3 * rows);
-    measured([&] {
-        mdcp::channel_statistics(tensors.data(), static_cast<int64_t>(tensors.size()), out.data(),
-                                 kHow);
-    });
+    std::vector<float> out(3 * all_rows);
+    const Problem in{addresses.data(), types.data(), rows.data(), row_lengths.data(),
+                     static_cast<int64_t>(rows.size())};
+    measured([&] { cpu::channel_statistics(in, {out.data()}, kOneThread); });
 }
 
 struct Problems {
@@ -102,10 +104,8 @@ struct Problems {
 void ward() {
     const Problems of(3);
     std::vector<double> linkage(4 * of.offsets.back());
-    measured([&] {
-        mdcp::ward(of.points.data(), of.offsets.data(), of.count(), of.dimensions, linkage.data(),
-                   kHow);
-    });
+    const mdcp::WardProblem in{of.points.data(), of.offsets.data(), of.count(), of.dimensions};
+    measured([&] { cpu::ward(in, {linkage.data()}, kOneThread); });
 }
 
 void kmeans(mdcp::KMeansProblem::Init init, int32_t dimensions) {
@@ -136,24 +136,23 @@ void kmeans(mdcp::KMeansProblem::Init init, int32_t dimensions) {
                                  7};
     const mdcp::KMeansResult out{offsets.data(), labels.data(), found.data(), inertia.data(),
                                  iterations.data()};
-    measured([&] { mdcp::kmeans(in, out, kHow); });
+    measured([&] { cpu::kmeans(in, out, kOneThread); });
 }
 
-void crowding() {
+void crowding_distance() {
     Numbers numbers;
     std::vector<int64_t> sizes = filled<int64_t>(100, [&] { return numbers.below(40); });
     sizes.push_back(2000);
     const std::vector<int64_t> offsets = bounds(sizes);
     const auto points = filled<float>(3 * offsets.back(), [&] { return numbers.normal(); });
     std::vector<float> out(offsets.back());
-    measured([&] {
-        mdcp::crowding_distance(points.data(), offsets.data(), static_cast<int64_t>(sizes.size()),
-                                3, out.data(), kHow);
-    });
+    const mdcp::CrowdingDistanceProblem in{points.data(), offsets.data(),
+                                           static_cast<int64_t>(sizes.size()), 3};
+    measured([&] { cpu::crowding_distance(in, {out.data()}, kOneThread); });
 }
 
 // 53 axes of 17 widths; each layer's cost is the product of two neighbours' widths.
-void population() {
+void evaluate_population() {
     constexpr int64_t kAxes = 53, kWidths = 17, kRuns = 2, kCandidates = 256;
     Numbers numbers;
     const std::vector<int64_t> loss_offsets = bounds(std::vector<int64_t>(kAxes, kWidths));
@@ -170,14 +169,21 @@ void population() {
     const std::vector<int64_t> limits(kRuns, 2500 * 81 * kAxes);
     const auto widths =
         filled<int64_t>(kRuns * kCandidates * kAxes, [&] { return 1 + numbers.below(kWidths); });
-    const mdcp::Cost cost{constant.data(), offsets.data(), axis.data(),
-                          factor.data(),   terms.data(),   coefficients.data(),
-                          kAxes + 1,       kAxes,          1};
+    mdcp::Cost cost{};
+    cost.constant = constant.data();
+    cost.offsets = offsets.data();
+    cost.axis = axis.data();
+    cost.factor = factor.data();
+    cost.terms = terms.data();
+    cost.coefficients = coefficients.data();
+    cost.counts = kAxes + 1;
+    cost.term_count = kAxes;
+    cost.costs = 1;
     std::vector<double> fitness(kRuns * kCandidates);
-    measured([&] {
-        mdcp::evaluate_population(widths.data(), kRuns, kCandidates, kAxes, loss.data(),
-                                  loss_offsets.data(), cost, limits.data(), fitness.data(), kHow);
-    });
+    const mdcp::EvaluatePopulationProblem in{widths.data(), kRuns,        kCandidates,
+                                             kAxes,         loss.data(),  loss_offsets.data(),
+                                             cost,          limits.data()};
+    measured([&] { cpu::evaluate_population(in, {fitness.data()}, kOneThread); });
 }
 
 // Twenty generations of L-SHADE on a bowl, the population shrinking, then moves of the descent.
@@ -192,41 +198,41 @@ void evolution() {
     std::vector<double> archive(kRuns * kArchive * kWidth);
     std::vector<double> scale_memory(kRuns * kHistory, 0.5), rate_memory(kRuns * kHistory, 0.5);
     auto trials = filled<double>(members.size(), [&] { return 0.5 + 17 * numbers.uniform(); });
-    const mdcp::EvolutionState state{low.data(),
-                                     high.data(),
-                                     bottom.data(),
-                                     top.data(),
-                                     members.data(),
-                                     trials.data(),
-                                     scores.data(),
-                                     scales.data(),
-                                     rates.data(),
-                                     archive.data(),
-                                     archived.data(),
-                                     scale_memory.data(),
-                                     rate_memory.data(),
-                                     slot.data(),
-                                     kRuns,
-                                     kPopulation,
-                                     kWidth,
-                                     kArchive,
-                                     kHistory};
+    const cpu::EvolutionState state{low.data(),
+                                    high.data(),
+                                    bottom.data(),
+                                    top.data(),
+                                    members.data(),
+                                    trials.data(),
+                                    scores.data(),
+                                    scales.data(),
+                                    rates.data(),
+                                    archive.data(),
+                                    archived.data(),
+                                    scale_memory.data(),
+                                    rate_memory.data(),
+                                    slot.data(),
+                                    kRuns,
+                                    kPopulation,
+                                    kWidth,
+                                    kArchive,
+                                    kHistory};
     std::vector<int64_t> best(kRuns * kWidth);
     std::vector<double> best_fitness(kRuns, 1e300);
     const std::vector<int64_t> seeds{0, 1};
-    std::vector<uint32_t> generators(kRuns * mdcp::kGeneratorWords);
-    mdcp::random_seed(seeds.data(), kRuns, generators.data());
+    std::vector<uint32_t> generators(kRuns * cpu::kGeneratorWords);
+    cpu::random_seed(seeds.data(), kRuns, generators.data());
     int64_t n = kPopulation, capacity = kArchive;
     for (int64_t generation = 0; generation < 20; ++generation) {
-        std::vector<double> chance(kRuns * n * (mdcp::kMutationChances + kWidth));
+        std::vector<double> chance(kRuns * n * (cpu::kMutationChances + kWidth));
         const auto normal = filled<double>(kRuns * n, [&] { return numbers.normal(); });
         const auto keys = filled<double>(kRuns * (capacity + n), uniform);
         std::vector<int64_t> candidates(kRuns * n * kWidth);
         measured([&] {
-            mdcp::random_uniform(generators.data(), kRuns,
-                                 static_cast<int64_t>(chance.size()) / kRuns, chance.data());
-            if (generation) mdcp::evolution_mutate(state, n, 7, chance.data(), normal.data());
-            mdcp::evolution_round(state, n, candidates.data());
+            cpu::random_uniform(generators.data(), kRuns,
+                                static_cast<int64_t>(chance.size()) / kRuns, chance.data());
+            if (generation) cpu::evolution_mutate(state, n, 7, chance.data(), normal.data());
+            cpu::evolution_round(state, n, candidates.data());
         });
         std::vector<double> fitness(kRuns * n);
         for (int64_t i = 0; i < kRuns * n; ++i) {
@@ -238,10 +244,10 @@ void evolution() {
         const int64_t left = n - 2, rows = left * kArchive / kPopulation;
         measured([&] {
             if (generation) {
-                mdcp::evolution_remember(state, n, capacity, fitness.data(), keys.data());
+                cpu::evolution_remember(state, n, capacity, fitness.data(), keys.data());
             }
-            mdcp::evolution_take(state, n, fitness.data(), best.data(), best_fitness.data());
-            mdcp::evolution_shrink(state, n, left, rows);
+            cpu::evolution_take(state, n, fitness.data(), best.data(), best_fitness.data());
+            cpu::evolution_shrink(state, n, left, rows);
         });
         n = left;
         capacity = rows;
@@ -250,8 +256,8 @@ void evolution() {
     const auto chance = filled<double>(kRuns * kMoves * 5, uniform);
     std::vector<int64_t> candidates(kRuns * kMoves * kWidth);
     measured([&] {
-        mdcp::descent_moves(best.data(), kRuns, kMoves, kWidth, low.data(), high.data(), 5,
-                            chance.data(), candidates.data());
+        cpu::descent_moves(best.data(), kRuns, kMoves, kWidth, low.data(), high.data(), 5,
+                           chance.data(), candidates.data());
     });
 }
 
@@ -261,13 +267,13 @@ struct Op {
 };
 
 const Op kOps[] = {
-    {"channel_statistics", statistics},
+    {"channel_statistics", channel_statistics},
     {"ward", ward},
     {"kmeans, ward", [] { kmeans(mdcp::KMeansProblem::kWard, 3); }},
     {"kmeans, k-means++", [] { kmeans(mdcp::KMeansProblem::kPlusPlus, 3); }},
     {"kmeans, 16 dimensions", [] { kmeans(mdcp::KMeansProblem::kPlusPlus, 16); }},
-    {"crowding_distance", crowding},
-    {"evaluate_population", population},
+    {"crowding_distance", crowding_distance},
+    {"evaluate_population", evaluate_population},
     {"evolution", evolution},
 };
 

@@ -5,7 +5,7 @@
 
 #include "cpu/simd.h"
 
-namespace mdcp {
+namespace mdcp::cpu {
 
 // The kernel for points of so many dimensions, at most 16. Zeros change no distance.
 inline int32_t kernel_dimensions(int32_t given) {
@@ -30,4 +30,4 @@ void dispatch_dimensions(int32_t kernel, int simd, Args... args) {
     }
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

@@ -1,5 +1,8 @@
-// The steps of mdcp_fast/evolution.py between two calls of the evaluator. Each takes microseconds,
-// less than a thread takes to start: one thread does them. Random numbers come from the caller.
+// The steps of mdcp_fast/ops/evolution.py between two calls of the evaluator. Each takes
+// microseconds, less than a thread takes to start: one thread does them. Random numbers come from
+// the caller.
+#include "ops/evolution.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -8,9 +11,8 @@
 #include <vector>
 
 #include "cpu/mersenne.h"
-#include "native.h"
 
-namespace mdcp {
+namespace mdcp::cpu {
 namespace {
 
 constexpr double kPi = 3.14159265358979323846;
@@ -290,4 +292,4 @@ bool descent_take(const int64_t* candidates, const double* fitness, int64_t runs
     return going;
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

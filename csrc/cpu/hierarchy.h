@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "native.h"
+#include "ops/execution.h"
 
-namespace mdcp {
+namespace mdcp::cpu {
 
 // Row r of a hierarchy of n points: clusters `first` < `second` become cluster n + r.
 struct Merge {
@@ -20,4 +20,4 @@ std::vector<Merge> ward_hierarchy(const float* points,  // [count, dimensions]
                                   int64_t count, int32_t dimensions,
                                   const std::vector<int32_t>& order, Execution execution);
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

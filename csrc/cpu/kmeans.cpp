@@ -1,115 +1,26 @@
 // k-means for many jobs over many problems: the jobs of one problem, by ascending k, share its
 // spatial order, its hierarchy or seeds, and the first assignment, of which only what one more
 // centre changes is computed anew.
+#include "ops/kmeans.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <utility>
 #include <vector>
 
+#include "cpu/cuts.h"
 #include "cpu/hierarchy.h"
 #include "cpu/lloyd.h"
 #include "cpu/parallel.h"
 #include "cpu/seeding.h"
 #include "cpu/trimmed.h"
-#include "native.h"
 #include "numerics/distance.h"
 #include "numerics/fixed.h"
+#include "numerics/seeding.h"
 
-namespace mdcp {
+namespace mdcp::cpu {
 namespace {
-
-// Cuts of Ward's hierarchy for ascending k. Clusters are numbered in the order in which the
-// hierarchy divides them from the top: the part with the smallest point keeps the number, the other
-// gets the next new one.
-class Cuts {
-  public:
-    Cuts(const Cloud& cloud, std::vector<Merge> merges)
-        : given_(cloud.given), count_(cloud.count), merges_(std::move(merges)) {
-        const int64_t nodes = 2 * count_ - 1;
-        smallest_.resize(nodes);
-        begin_.resize(nodes);
-        leaves_.resize(count_);
-        sum_.resize(nodes * given_);
-        for (int64_t point = 0; point < count_; ++point) {
-            smallest_[point] = static_cast<int32_t>(point);
-            const int64_t* fixed = cloud.fixed.data() + cloud.slot_of[point] * int64_t{given_};
-            std::copy_n(fixed, given_, sum_.begin() + point * given_);
-        }
-        for (int64_t row = 0; row < count_ - 1; ++row) {
-            const Merge& merge = merges_[row];
-            const int64_t node = count_ + row;
-            smallest_[node] = std::min(smallest_[merge.first], smallest_[merge.second]);
-            for (int d = 0; d < given_; ++d) {
-                sum_[node * given_ + d] = sum_[int64_t{merge.first} * given_ + d] +
-                                          sum_[int64_t{merge.second} * given_ + d];
-            }
-        }
-        // Every node's points stand together in leaves_, from begin_ on.
-        begin_[nodes - 1] = 0;
-        for (int64_t row = count_ - 2; row >= 0; --row) {
-            const int64_t node = count_ + row;
-            begin_[kept(row)] = begin_[node];
-            begin_[divided(row)] = begin_[node] + size(kept(row));
-        }
-        for (int64_t point = 0; point < count_; ++point) {
-            leaves_[begin_[point]] = cloud.slot_of[point];
-        }
-    }
-
-    // The cut into so many clusters.
-    void advance(int64_t k, Clusters& clusters) const {
-        const int64_t before = clusters.k();
-        clusters.grow(k);
-        std::vector<int32_t> node_of(k), label_of(2 * count_ - 1);
-        node_of[0] = static_cast<int32_t>(2 * count_ - 2);
-        label_of[2 * count_ - 2] = 0;
-        std::vector<char> changed(k, 0);
-        if (before == 0) changed[0] = 1;
-        for (int64_t fresh = 1; fresh < k; ++fresh) {
-            const int64_t row = count_ - 1 - fresh;
-            const int32_t label = label_of[count_ + row];
-            label_of[kept(row)] = label;
-            label_of[divided(row)] = static_cast<int32_t>(fresh);
-            node_of[label] = kept(row);
-            node_of[fresh] = divided(row);
-            if (fresh >= before) changed[label] = changed[fresh] = 1;
-        }
-        // From far away it is best to begin with the hierarchy's own clusters.
-        const bool anew = 2 * before < k;
-        for (int64_t cluster = 0; cluster < k; ++cluster) {
-            const int32_t node = node_of[cluster];
-            if (!anew && !changed[cluster]) continue;
-            float center[kMaxDimensions];
-            for (int d = 0; d < given_; ++d) {
-                center[d] = fixed_mean(sum_[int64_t{node} * given_ + d], size(node));
-            }
-            clusters.set_center(cluster, center);
-            if (!anew) continue;
-            for (int64_t i = begin_[node]; i < begin_[node] + size(node); ++i) {
-                clusters.guess(leaves_[i], static_cast<int32_t>(cluster));
-            }
-        }
-    }
-
-  private:
-    int32_t kept(int64_t row) const {
-        const Merge& merge = merges_[row];
-        return smallest_[merge.first] < smallest_[merge.second] ? merge.first : merge.second;
-    }
-    int32_t divided(int64_t row) const {
-        return merges_[row].first + merges_[row].second - kept(row);
-    }
-    int64_t size(int64_t node) const { return node < count_ ? 1 : merges_[node - count_].size; }
-
-    int64_t given_, count_;
-    std::vector<Merge> merges_;      // [count - 1]
-    std::vector<int32_t> smallest_;  // [nodes] point
-    std::vector<int32_t> begin_;     // [nodes]
-    std::vector<int32_t> leaves_;    // [count] slots
-    std::vector<int64_t> sum_;       // [nodes, given] fixed-point coordinates
-};
 
 struct Problem {
     std::vector<int64_t> jobs;  // by ascending k
@@ -256,7 +167,6 @@ class Batch {
     }
 
     void give_centers(const Problem& problem, int64_t job, Clusters& clusters) const {
-        constexpr double kFarAway = 1152921504606846976.0;  // 2^60, whose square is still a float
         clusters.grow(in_.k[job]);
         for (int64_t cluster = 0; cluster < in_.k[job]; ++cluster) {
             float center[kMaxDimensions];
@@ -324,4 +234,4 @@ void kmeans(const KMeansProblem& in, const KMeansResult& out, Execution executio
     Batch(in, out, execution).run();
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

@@ -11,7 +11,7 @@
 #include "numerics/distance.h"
 #include "numerics/fixed.h"
 
-namespace mdcp {
+namespace mdcp::cpu {
 
 constexpr float kInfinite = std::numeric_limits<float>::infinity();
 constexpr int32_t kBlockBit[kBlock] = {1,       1 << 1,  1 << 2,  1 << 3, 1 << 4,  1 << 5,
@@ -358,4 +358,4 @@ void Clusters::start_from(const Clusters& seeds) {
     for (int32_t cluster = 0; cluster < k_; ++cluster) touch(cluster);
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace mdcp {
+namespace mdcp::cpu {
 
 constexpr int kBlock = 16;  // points of a block, and lanes of a vector of floats
 
@@ -96,4 +96,4 @@ class Clusters {
     std::vector<int32_t> is_touched_;  // [room_]
 };
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace mdcp {
+namespace mdcp::cpu {
 
 struct Mersenne {
     static constexpr int kWords = 624, kShift = 397, kNumbers = kWords / 2;
@@ -66,4 +66,4 @@ struct Mersenne {
     }
 };
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

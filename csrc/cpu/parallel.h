@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-namespace mdcp {
+namespace mdcp::cpu {
 
 // Calls body(worker, item) once for every item in 0..count-1; worker in 0..threads-1 names the
 // calling thread, for scratch memory. Which worker gets which item is a matter of timing, so body
@@ -47,4 +47,4 @@ void parallel_for(int64_t count, int threads, const Body& body) {
     if (failure) std::rethrow_exception(failure);
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

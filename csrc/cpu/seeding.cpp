@@ -12,7 +12,7 @@
 #include "numerics/philox.h"
 #include "numerics/seeding.h"
 
-namespace mdcp {
+namespace mdcp::cpu {
 namespace {
 
 constexpr int kRun = kBlock * kBlock;  // points whose weights are summed twice over, for the draws
@@ -239,4 +239,4 @@ std::vector<int32_t> kmeans_plus_plus(const Cloud& cloud, int64_t k, uint64_t se
     return Seeder(cloud, seed, simd).run(k);
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

@@ -1,8 +1,6 @@
 #include "cpu/simd.h"
 
-#include "native.h"
-
-namespace mdcp {
+namespace mdcp::cpu {
 
 int simd_best() {
 #ifdef MDCP_X86
@@ -16,4 +14,4 @@ int simd_best() {
     return kBaseline;
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

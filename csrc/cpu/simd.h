@@ -17,7 +17,7 @@
 #endif
 #define MDCP_INLINE inline __attribute__((always_inline))
 
-namespace mdcp {
+namespace mdcp::cpu {
 
 enum SimdLevel : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 
@@ -33,6 +33,8 @@ MDCP_TARGET_AVX512 void run_avx512(Args... args) {
 }
 #endif
 
+int simd_best();  // the highest level this processor runs
+
 template <class Kernel, class... Args>
 void dispatch(int level, Args... args) {
 #ifdef MDCP_X86
@@ -43,4 +45,4 @@ void dispatch(int level, Args... args) {
     Kernel::run(args...);
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

@@ -5,7 +5,9 @@
 #include <numeric>
 #include <utility>
 
-namespace mdcp {
+#include "numerics/distance.h"
+
+namespace mdcp::cpu {
 namespace {
 
 // Unsigned integers that order as the floats do.
@@ -28,7 +30,7 @@ std::vector<int32_t> spatial_order(const float* points, int64_t count, int32_t d
         const int64_t size = end - begin;
         if (size <= 8) continue;
 
-        float low[16], high[16];
+        float low[kMaxDimensions], high[kMaxDimensions];
         for (int d = 0; d < dimensions; ++d) {
             low[d] = high[d] = points[order[begin] * int64_t{dimensions} + d];
         }
@@ -58,4 +60,4 @@ std::vector<int32_t> spatial_order(const float* points, int64_t count, int32_t d
     return order;
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-namespace mdcp {
+namespace mdcp::cpu {
 
 // One more than the last coordinate that is not +0 in every row; at least 1.
 inline int32_t used_dimensions(const float* points,  // [count, dimensions]
@@ -45,4 +45,4 @@ struct Trimmed {
     std::vector<float> copy_;
 };
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

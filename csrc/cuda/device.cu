@@ -1,12 +1,12 @@
 #include <cuda_runtime.h>
 
-#include "native.h"
+#include "cuda/device.h"
 
-namespace mdcp {
+namespace mdcp::cuda {
 
-int cuda_device_count() {
+int device_count() {
     int count = 0;
     return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 // The kernel for points of so many dimensions, at most 16. Zeros change no distance.
 inline int32_t padded_dimensions(int32_t given) {
@@ -28,4 +28,4 @@ void with_dimensions(int32_t given, Launch launch) {
     }
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

@@ -4,15 +4,11 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <vector>
 
+#include "cuda/ward_plan.cuh"
 #include "cuda/workspace.cuh"
 
-namespace mdcp {
-
-constexpr int kWardTile = 64;            // clusters or merges that a block of a launch by tiles has
-constexpr int64_t kWardFewPoints = 128;  // up to so many, a small block finishes a problem
-constexpr int64_t kWardWidePoints = 1024;  // above, the first rounds are spread over blocks
+namespace mdcp::cuda {
 
 struct Merge {
     int32_t left;   // a cluster: a point, or the problem's size + the point its merge absorbed
@@ -31,33 +27,14 @@ struct Merges {      // all [points]
     int32_t* row;    // place in the hierarchy; at a problem's first point, its number of merges
 };
 
-// Problems as the kernels see them.
-struct WardProblems {
-    const float* points;          // [offsets[problems], dimensions]
-    int32_t dimensions;           //
-    const int64_t* offsets;       // [problems + 1]
-    const int64_t* rows;          // [problems + 1] where each one's rows of the linkage begin
-    const int64_t* order;         // [problems] the largest first
-    const int64_t* tile_problem;  // [tiles]
-    const int64_t* tile_begin;    // [tiles] a point within the problem
-};
-
-// What the host decides from the sizes alone.
-struct WardPlan {
-    WardPlan(const int64_t* offsets, int64_t problems);
-
-    // The tables of WardProblems behind each other, to be copied to the device.
-    std::vector<int64_t> tables;
-    int64_t points, problems, tiles;
-    int64_t wide, wide_tiles;  // problems of which each round takes several blocks: the first ones
-    int64_t large;             // problems, the first ones, that one large block finishes
-
-    WardProblems on_device(const float* points, int32_t dimensions, const int64_t* tables) const;
-};
+// Those of the problem whose first point is `first`.
+__device__ __forceinline__ Merges ward_merges(const Merges& all, int64_t first) {
+    return {all.merge + first, all.cost + first, all.round + first, all.row + first};
+}
 
 // Takes scratch memory from the workspace and launches what fills the merges, in it too. Where the
 // workspace has no memory, nothing is launched.
 Merges launch_hierarchy(const WardPlan& plan, const WardProblems& problems, Workspace& workspace,
                         cudaStream_t stream);
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

@@ -11,11 +11,12 @@
 #include "cuda/hierarchy.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/lloyd.cuh"
-#include "native.h"
+#include "cuda/seeding.cuh"
 #include "numerics/fixed.h"
 #include "numerics/seeding.h"
+#include "ops/kmeans.h"
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 constexpr int kKMeansThreads = 256;
 
@@ -79,7 +80,6 @@ __global__ void __launch_bounds__(kKMeansThreads, 2)
                  const int32_t* seeds,  // of k-means++
                  const float* given,    // [rows, dimensions]
                  int padded) {
-    constexpr double kFarAway = 1152921504606846976.0;  // 2^60, whose square is still a float
     const LloydJob job = data.jobs[blockIdx.x];
     const double scale = data.scale[job.problem];
     for (int64_t cluster = threadIdx.x; cluster < job.k; cluster += kKMeansThreads) {
@@ -225,23 +225,23 @@ void launch_kmeans(const KMeansPlan& plan, const KMeansProblem& in, const KMeans
 
 }  // namespace
 
-int64_t kmeans_cuda_tables(const KMeansProblem& in, int64_t* tables) {
+int64_t kmeans_tables(const KMeansProblem& in, int64_t* tables) {
     const KMeansPlan plan(in);
     if (tables != nullptr) std::copy(plan.tables.begin(), plan.tables.end(), tables);
     return static_cast<int64_t>(plan.tables.size());
 }
 
-int64_t kmeans_cuda_workspace(const KMeansProblem& in) {
+int64_t kmeans_workspace(const KMeansProblem& in) {
     Workspace workspace(nullptr);
     launch_kmeans(KMeansPlan(in), in, {}, nullptr, workspace, nullptr);
     return static_cast<int64_t>(workspace.bytes());
 }
 
-void kmeans_cuda(const KMeansProblem& in, const KMeansResult& out, const int64_t* tables,
-                 void* workspace, int device, void* stream) {
-    const DeviceGuard guard(device);
-    Workspace scratch(workspace);
-    launch_kmeans(KMeansPlan(in), in, out, tables, scratch, static_cast<cudaStream_t>(stream));
+void kmeans(const KMeansProblem& in, const KMeansResult& out, const Execution& execution) {
+    const DeviceGuard guard(execution.device);
+    Workspace workspace(execution.workspace);
+    launch_kmeans(KMeansPlan(in), in, out, execution.tables, workspace,
+                  static_cast<cudaStream_t>(execution.stream));
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

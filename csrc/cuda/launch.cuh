@@ -14,7 +14,7 @@
 
 #include "numerics/distance.h"
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -64,7 +64,7 @@ void allow_shared_bytes(Kernel* kernel, size_t bytes) {
     do {                                                                                \
         kernel<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>(stream)>>>( \
             __VA_ARGS__);                                                               \
-        ::mdcp::check_cuda(cudaGetLastError(), "launch of " #kernel);                   \
+        ::mdcp::cuda::check_cuda(cudaGetLastError(), "launch of " #kernel);             \
     } while (false)
 
 // Declares `name`, a T* to the block's dynamic shared memory.
@@ -151,4 +151,4 @@ __device__ __forceinline__ T block_reduce(T value, Op op, T* scratch) {
     return value;
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

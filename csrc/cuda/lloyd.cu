@@ -12,7 +12,7 @@
 #include "numerics/distance.h"
 #include "numerics/fixed.h"
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 constexpr int kLloydTileThreads = 128;
 constexpr int kLloydThreads = 256;              // of a block that takes a job to its end
@@ -344,4 +344,4 @@ void launch_lloyd_finish(const Lloyd& data, int64_t jobs, int64_t max_iter, floa
     });
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

@@ -1,4 +1,4 @@
-// Lloyd's iteration and k-means++ on the device, as the launcher of `kmeans` puts them together.
+// Lloyd's iteration on the device.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,7 +7,7 @@
 
 #include "numerics/fixed.h"
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 constexpr int64_t kLloydTile = 512;  // points that a block of a launch by tiles has
 
@@ -26,14 +26,6 @@ struct LloydJob {
 struct LloydTile {
     int64_t job;    // row of the table of jobs
     int64_t begin;  // of the tile's points, within the problem
-};
-
-// A problem that k-means++ seeds.
-struct PlusPlusTask {
-    int64_t first, count;  // its points
-    int64_t seeds;         // of it: as many as its largest k
-    int64_t seed;          // its first among those of all problems
-    int64_t trials;        // candidates for each seed
 };
 
 // The clusters of all jobs, and what labels each point has in each.
@@ -85,12 +77,4 @@ void launch_lloyd_finish(const Lloyd& data, int64_t jobs, int64_t max_iter,
                          int64_t* iterations,  // OUT [jobs]
                          cudaStream_t stream);
 
-// Draws the seeds of every task.
-void launch_plus_plus(const Lloyd& data, const PlusPlusTask* tasks, int64_t task_count,
-                      uint64_t seed,
-                      float* distance,  // scratch [points]
-                      int32_t* taken,   // scratch [points]
-                      int32_t* seeds,   // OUT points, within their problems
-                      cudaStream_t stream);
-
-}  // namespace mdcp
+}  // namespace mdcp::cuda

@@ -7,12 +7,12 @@
 
 #include "cuda/dimensions.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/lloyd.cuh"
+#include "cuda/seeding.cuh"
 #include "numerics/distance.h"
 #include "numerics/fixed.h"
 #include "numerics/philox.h"
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 constexpr int kPlusPlusThreads = 256;
 constexpr int kPlusPlusWarps = kPlusPlusThreads / kWarp;
@@ -163,4 +163,4 @@ void launch_plus_plus(const Lloyd& data, const PlusPlusTask* tasks, int64_t task
     });
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

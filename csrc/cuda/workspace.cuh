@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 class Workspace {
   public:
@@ -33,4 +33,4 @@ class Workspace {
 #endif
 };
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

@@ -1,4 +1,4 @@
-// What both devices' greedy k-means++ agree on, beside numerics/philox.h and numerics/fixed.h.
+// What both devices' seeds of k-means agree on, beside numerics/philox.h and numerics/fixed.h.
 #pragma once
 
 #include <cmath>
@@ -11,5 +11,8 @@ namespace mdcp {
 inline int plus_plus_trials(int64_t points) {
     return 2 + static_cast<int>(std::log(static_cast<double>(points)));
 }
+
+// Given centres are kept within this of the scaled points: 2^60, whose square is still a float.
+constexpr double kFarAway = 1152921504606846976.0;
 
 }  // namespace mdcp

@@ -7,6 +7,9 @@
 
 namespace mdcp {
 
+// A cost that is computed in another way, by a box or without a division, may be this much off.
+constexpr double kWardSlack = 1 + 1e-12;
+
 // |a| |b| / (|a| + |b|) times the squared distance of the centroids; symmetric bit for bit.
 MDCP_BOTH double ward_cost(double squared_distance, double reciprocal_size_a,
                            double reciprocal_size_b) {

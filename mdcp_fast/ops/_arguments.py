@@ -1,8 +1,8 @@
-"""Checks that all ops share. Each error names op, argument, what was expected and what came."""
+"""What all ops share: checks whose errors name op, argument, what was expected and what came."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from math import isfinite
 from types import ModuleType
@@ -206,17 +206,37 @@ def runs_on_cuda(op: str, name: str, value: Tensor) -> bool:
     return value.device.type == "cuda"
 
 
-def device_and_stream(value: Tensor) -> tuple[int, int]:
-    """What a kernel's launcher wants to know: the tensor's device and the current stream there.
+def cuda_tables(write: Callable[[Any, int], int], problem: Any, device: torch.device) -> Tensor:
+    """The tables of an op's CUDA kernels, on the device.
+
+    Args:
+        write: The native core's function that writes them.
+        problem: What it writes them of.
+        device: Where the kernels run.
 
     Returns:
-        The device's index and the stream's address. Both are 0 for a CPU tensor: emulated kernels
-        run on those.
+        int64 [numbers].
     """
-    if value.device.type != "cuda":
-        return 0, 0
-    stream = torch.cuda.current_stream(value.device)
-    return stream.device_index, stream.cuda_stream
+    tables = torch.empty(write(problem, 0), dtype=torch.int64, device="cpu")
+    write(problem, tables.data_ptr())
+    return tables.to(device)
+
+
+def cuda_execution(core: Any, workspace: Tensor, tables: Tensor | None = None) -> Any:
+    """How an op's CUDA kernels are run: on the workspace's device, on the current stream there.
+
+    On a CPU tensor the device and the stream are 0: emulated kernels run on those.
+    """
+    device, stream = 0, 0
+    if workspace.device.type == "cuda":
+        current = torch.cuda.current_stream(workspace.device)
+        device, stream = current.device_index, current.cuda_stream
+    return core.CudaExecution(
+        tables=0 if tables is None else tables.data_ptr(),
+        workspace=workspace.data_ptr(),
+        device=device,
+        stream=stream,
+    )
 
 
 def triton_kernels(op: str, module: str, argument: str) -> ModuleType:

@@ -92,12 +92,17 @@ def _describe(weights: Sequence[Tensor], shapes: list[tuple[int, int]], simd: st
         )
         strange = _first_strange(out, shapes)
     elif device.type == "cpu":
-        table = array("q")
-        for tensor, shape in zip(tensors, shapes, strict=True):
-            table.extend((tensor.data_ptr(), DTYPES[tensor.dtype], *shape))
-        address, _ = table.buffer_info()
+        columns = {
+            "addresses": array("q", [tensor.data_ptr() for tensor in tensors]),
+            "types": array("q", [DTYPES[tensor.dtype] for tensor in tensors]),
+            "rows": array("q", [rows for rows, _ in shapes]),
+            "row_lengths": array("q", [length for _, length in shapes]),
+        }
+        addresses = {name: column.buffer_info()[0] for name, column in columns.items()}
         strange = native.channel_statistics(
-            address, len(tensors), out.data_ptr(), torch.get_num_threads(), level
+            native.ChannelStatisticsProblem(**addresses, tensors=len(tensors)),
+            native.ChannelStatisticsResult(statistics=out.data_ptr()),
+            native.Execution(threads=torch.get_num_threads(), simd=level),
         )
     else:
         raise ValueError(f"{_OP}: weights: expected tensors on cpu or cuda, got {device}")

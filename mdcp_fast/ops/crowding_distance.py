@@ -11,13 +11,13 @@ from mdcp_fast.ops._arguments import (
     check_finite,
     check_offsets,
     check_points,
-    device_and_stream,
+    cuda_execution,
+    cuda_tables,
     runs_on_cuda,
     simd_level,
 )
 from mdcp_fast.ops._native import native
 
-TASK_NUMBERS = 5  # of a row of the CUDA kernels' table of tasks
 _OP = "crowding_distance"
 
 
@@ -71,15 +71,20 @@ def _crowding_distance(points: Tensor, offsets: Tensor, simd: str | None) -> Ten
         return _launch(native, points, offsets)
     out = torch.empty(len(points), dtype=torch.float32, device="cpu")
     native.crowding_distance(
-        points.data_ptr(),
-        offsets.data_ptr(),
-        len(offsets) - 1,
-        points.shape[1],
-        out.data_ptr(),
-        torch.get_num_threads(),
-        level,
+        _problem(native, points, offsets),
+        native.CrowdingDistanceResult(distances=out.data_ptr()),
+        native.Execution(threads=torch.get_num_threads(), simd=level),
     )
     return out
+
+
+def _problem(core: Any, points: Tensor, offsets: Tensor) -> Any:
+    return core.CrowdingDistanceProblem(
+        points=points.data_ptr(),
+        offsets=offsets.data_ptr(),
+        segments=len(offsets) - 1,
+        dimensions=points.shape[1],
+    )
 
 
 def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
@@ -90,19 +95,15 @@ def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
         points: contiguous float32 [N, D] on the device, finite.
         offsets: int64 [P + 1] on the CPU, bounds of segments.
     """
-    count, dimensions = points.shape
-    segments = len(offsets) - 1
-    plan = core.crowding_distance_cuda_plan(offsets.data_ptr(), segments, dimensions, 0)
-    blocks, spread_blocks, _, workspace_bytes = plan
-    tasks = torch.empty(blocks + spread_blocks, TASK_NUMBERS, dtype=torch.int64, device="cpu")
-    core.crowding_distance_cuda_plan(offsets.data_ptr(), segments, dimensions, tasks.data_ptr())
-    offsets, tasks = offsets.to(points.device), tasks.to(points.device)
-    out = points.new_empty(count)
-    workspace = points.new_empty(workspace_bytes, dtype=torch.uint8)
+    problem = _problem(core, points, offsets)
+    tables = cuda_tables(core.crowding_distance_cuda_tables, problem, points.device)
+    out = points.new_empty(len(points))
+    workspace = points.new_empty(core.crowding_distance_cuda_workspace(problem), dtype=torch.uint8)
     core.crowding_distance_cuda(
-        points.data_ptr(), offsets.data_ptr(), count, dimensions, tasks.data_ptr(), plan,
-        out.data_ptr(), workspace.data_ptr(), *device_and_stream(points),
-    )  # fmt: skip
+        problem,
+        core.CrowdingDistanceResult(distances=out.data_ptr()),
+        cuda_execution(core, workspace, tables),
+    )
     return out
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,12 +14,17 @@ from mdcp_fast.ops._arguments import (
     check_finite,
     check_offsets,
     check_tensor,
-    device_and_stream,
+    cuda_execution,
     runs_on_cuda,
 )
 from mdcp_fast.ops._native import native
 
 OP = "evaluate_population"
+TABLE_PARTS = ("tables", "table_offsets", "edges", "edge_offsets", "values", "value_offsets")
+
+
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,16 @@ class CostModel:
 
         cost[m] = sum of coefficients[m, t] * count[terms[t, 0]] * count[terms[t, 1]] over t.
 
+    What no product gives, as measured times do not, is an entry of a table by two counts, added to
+
+        cost[m] += values[value_offsets[t] + row * columns + column],
+
+    t from table_offsets[m] to table_offsets[m + 1] - 1. The table's rows go by count[tables[t, 0]]:
+    the row is that of the first of their edges that is not below the count, or the last row; its
+    columns go by count[tables[t, 1]] likewise. So a table may have entries for multiples of 8
+    alone. The rows' edges are edges[edge_offsets[2 t] : edge_offsets[2 t + 1]], the columns' the
+    next ones.
+
     Attributes:
         constant: int64 [counts], positions that no axis touches.
         offsets: int64 [counts + 1], bounds of each count's entries in `axis` and `factor`.
@@ -44,6 +60,12 @@ class CostModel:
         factor: int64 [entries], positions that each channel of it has there.
         terms: int64 [terms, 2], the two counts of each product.
         coefficients: int64 [costs, terms].
+        tables: int64 [tables, 2], the two counts of each table. By default there is no table.
+        table_offsets: int64 [costs + 1], bounds of each cost's tables.
+        edges: int64 [edges], in rising order within each table's rows and columns.
+        edge_offsets: int64 [2 * tables + 1], bounds of the edges of rows and columns.
+        values: int64 [entries of all tables], row by row.
+        value_offsets: int64 [tables + 1], bounds of each table's entries.
     """
 
     constant: Tensor
@@ -52,6 +74,12 @@ class CostModel:
     factor: Tensor
     terms: Tensor
     coefficients: Tensor
+    tables: Tensor = field(default_factory=lambda: _none().reshape(0, 2))
+    table_offsets: Tensor = field(default_factory=_none)
+    edges: Tensor = field(default_factory=_none)
+    edge_offsets: Tensor = field(default_factory=_none)
+    values: Tensor = field(default_factory=_none)
+    value_offsets: Tensor = field(default_factory=_none)
 
     def evaluate(self, widths: Tensor) -> Tensor:
         """The costs at `widths` (int64 [..., axes]): int64 [..., costs]."""
@@ -60,7 +88,26 @@ class CostModel:
         counts = self.constant.expand(*widths.shape[:-1], -1).clone()
         counts.index_add_(-1, owner, shares)
         products = counts[..., self.terms[:, 0]] * counts[..., self.terms[:, 1]]  # [..., terms]
-        return (products.unsqueeze(-2) * self.coefficients).sum(-1)
+        costs = (products.unsqueeze(-2) * self.coefficients).sum(-1)
+        bounds = self.table_offsets.tolist()
+        for cost, (begin, end) in enumerate(pairwise(bounds)):
+            for table in range(begin, end):
+                costs[..., cost] += self._entries(table, counts)
+        return costs
+
+    def _entries(self, table: int, counts: Tensor) -> Tensor:
+        """The entries of a table at counts [..., counts]: [...]."""
+        begin, middle, end = self.edge_offsets[2 * table : 2 * table + 3].tolist()
+        row, column = (
+            torch.bucketize(counts[..., count].contiguous(), edges).clamp_max(len(edges) - 1)
+            for count, edges in zip(
+                self.tables[table].tolist(),
+                (self.edges[begin:middle], self.edges[middle:end]),
+                strict=True,
+            )
+        )
+        first = int(self.value_offsets[table])
+        return self.values[first + row * (end - middle) + column]
 
 
 @dataclass(frozen=True)
@@ -109,7 +156,8 @@ def evaluate_population(
     """
     fitness: Tensor = torch.ops.mdcp_fast.evaluate_population(
         population, loss.values, loss.offsets, cost.constant, cost.offsets, cost.axis, cost.factor,
-        cost.terms, cost.coefficients, budget,
+        cost.terms, cost.coefficients, cost.tables, cost.table_offsets, cost.edges,
+        cost.edge_offsets, cost.values, cost.value_offsets, budget,
     )  # fmt: skip
     return fitness
 
@@ -125,13 +173,19 @@ def _evaluate_population(
     factor: Tensor,
     terms: Tensor,
     coefficients: Tensor,
+    tables: Tensor,
+    table_offsets: Tensor,
+    edges: Tensor,
+    edge_offsets: Tensor,
+    values: Tensor,
+    value_offsets: Tensor,
     budget: Tensor,
 ) -> Tensor:
-    return PopulationFitness(
-        LossTable(loss_values, loss_offsets),
-        CostModel(constant, count_offsets, axis, factor, terms, coefficients),
-        budget,
-    )(population)
+    cost = CostModel(
+        constant, count_offsets, axis, factor, terms, coefficients, tables, table_offsets, edges,
+        edge_offsets, values, value_offsets,
+    )  # fmt: skip
+    return PopulationFitness(LossTable(loss_values, loss_offsets), cost, budget)(population)
 
 
 class PopulationFitness:
@@ -193,8 +247,9 @@ class PopulationFitness:
         else:
             fitness = torch.empty(widths.shape[:2], dtype=torch.float64, device=device)
             within = native.evaluate_population(
-                *_arguments(widths, self._values, self._offsets, self._parts, limits, fitness),
-                torch.get_num_threads(),
+                _problem(native, widths, self._values, self._offsets, self._parts, limits),
+                native.EvaluatePopulationResult(fitness=fitness.data_ptr()),
+                native.Execution(threads=torch.get_num_threads(), simd=0),
             )
             if not within:
                 _check_widths(widths, self._channels)
@@ -232,31 +287,45 @@ def _launch(
     """
     offsets, *parts = (one.to(widths.device) for one in (offsets, *parts))
     fitness = torch.empty(widths.shape[:2], dtype=torch.float64, device=widths.device)
-    workspace_bytes = core.evaluate_population_cuda_workspace(*widths.shape, len(parts[0]))
-    workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=widths.device)
+    problem = _problem(core, widths, values, offsets, parts, limits)
+    needed = core.evaluate_population_cuda_workspace(problem)
+    workspace = torch.empty(needed, dtype=torch.uint8, device=widths.device)
     core.evaluate_population_cuda(
-        *_arguments(widths, values, offsets, parts, limits, fitness),
-        workspace.data_ptr(),
-        *device_and_stream(widths),
+        problem,
+        core.EvaluatePopulationResult(fitness=fitness.data_ptr()),
+        cuda_execution(core, workspace),
     )
     return fitness
 
 
-def _arguments(
+def _problem(
+    core: Any,
     widths: Tensor,
     values: Tensor,
     offsets: Tensor,
     parts: Sequence[Tensor],
     limits: Tensor,
-    fitness: Tensor,
-) -> tuple[Any, ...]:
-    """What the native core's two functions have in common."""
-    constant, _, _, _, terms, coefficients = parts
-    return (
-        widths.data_ptr(), *widths.shape, values.data_ptr(), offsets.data_ptr(),
-        [part.data_ptr() for part in parts], [len(constant), len(terms), len(coefficients)],
-        limits.data_ptr(), fitness.data_ptr(),
-    )  # fmt: skip
+) -> Any:
+    """The native core's problem; see `_launch` for the tensors."""
+    cost = CostModel(*parts)
+    addresses = {name: part.data_ptr() for name, part in vars(cost).items()}
+    runs, candidates, axes = widths.shape
+    return core.EvaluatePopulationProblem(
+        population=widths.data_ptr(),
+        runs=runs,
+        candidates=candidates,
+        axes=axes,
+        loss=values.data_ptr(),
+        loss_offsets=offsets.data_ptr(),
+        cost=core.Cost(
+            **addresses,
+            counts=len(cost.constant),
+            term_count=len(cost.terms),
+            costs=len(cost.coefficients),
+            table_count=len(cost.tables),
+        ),
+        limits=limits.data_ptr(),
+    )
 
 
 @_evaluate_population.register_fake
@@ -264,34 +333,80 @@ def _(population: Tensor, *_: Tensor) -> Tensor:
     return population.new_empty(population.shape[:-1], dtype=torch.float64)
 
 
-def _checked_cost(cost: CostModel, axes: int, device: torch.device) -> tuple[Tensor, ...]:
+def _checked_cost(cost: CostModel, axes: int, device: torch.device) -> list[Tensor]:
     """A cost model's tensors, contiguous; every index in them was found to point at something.
 
     They are on the device, but for the offsets, on the CPU.
     """
-    entries, counts = len(cost.axis), len(cost.constant)
+    counts = len(cost.constant)
+    parts = [
+        _checked_part(cost, device, "constant", None),
+        _checked_bounds(cost, "offsets", counts, "counts", "axis"),
+        _checked_part(cost, device, "axis", None),
+        _checked_part(cost, device, "factor", len(cost.axis)),
+        _checked_part(cost, device, "terms", None, 2),
+        _checked_part(cost, device, "coefficients", None, len(cost.terms)),
+    ]
+    _check_indices("axis", cost.axis, axes)
+    _check_indices("terms", cost.terms, counts)
+    tables = [getattr(cost, name) for name in TABLE_PARTS]
+    if all(part.numel() == 0 for part in tables):
+        return parts + [part.to(device) for part in tables]
+    return parts + _checked_tables(cost, device)
 
-    def checked(name: str, *shape: int | None) -> Tensor:
-        part = getattr(cost, name)
-        return check_tensor(OP, f"cost.{name}", part, torch.int64, shape, device=device)
 
-    parts = (
-        checked("constant", None),
-        check_offsets(OP, "cost.offsets", cost.offsets, entries, "entries of cost.axis"),
-        checked("axis", None),
-        checked("factor", entries),
-        checked("terms", None, 2),
-        checked("coefficients", None, len(cost.terms)),
-    )
-    if len(cost.offsets) != counts + 1:
+def _checked_tables(cost: CostModel, device: torch.device) -> list[Tensor]:
+    """The TABLE_PARTS of a cost model that has tables; see `_checked_cost`."""
+    tables = len(cost.tables)
+    parts = [
+        _checked_part(cost, device, "tables", None, 2),
+        _checked_bounds(cost, "table_offsets", len(cost.coefficients), "costs", "tables"),
+        _checked_part(cost, device, "edges", None),
+        _checked_bounds(cost, "edge_offsets", 2 * tables, "rows and columns of tables", "edges"),
+        _checked_part(cost, device, "values", None),
+        _checked_bounds(cost, "value_offsets", tables, "tables", "values"),
+    ]
+    _check_indices("tables", cost.tables, len(cost.constant))
+    _, _, edges, edge_offsets, _, value_offsets = parts
+    lengths = edge_offsets.diff()
+    if bool((lengths < 1).any()):
+        raise ValueError(f"{OP}: cost.edge_offsets: expected at least one edge of every list")
+    inside = torch.ones(max(len(edges) - 1, 0), dtype=torch.bool, device="cpu")
+    inside[edge_offsets[1:-1] - 1] = False  # where a list ends and the next begins
+    if bool((edges.cpu().diff()[inside] <= 0).any()):
+        raise ValueError(f"{OP}: cost.edges: expected edges that rise within every list")
+    sizes = lengths[::2] * lengths[1::2]
+    wrong = (value_offsets.diff() != sizes).nonzero()
+    if len(wrong):
+        table = int(wrong[0])
         raise ValueError(
-            f"{OP}: cost.offsets: expected {counts + 1} numbers for {counts} counts, got "
-            f"{len(cost.offsets)}"
+            f"{OP}: cost.value_offsets: expected {int(sizes[table])} entries of table {table}, got "
+            f"{int(value_offsets.diff()[table])}"
         )
-    for name, indices, bound in (("axis", cost.axis, axes), ("terms", cost.terms, counts)):
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < bound:
-            raise ValueError(
-                f"{OP}: cost.{name}: expected indices from 0 to {bound - 1}, got "
-                f"{int(indices.min())} to {int(indices.max())}"
-            )
     return parts
+
+
+def _checked_part(cost: CostModel, device: torch.device, name: str, *shape: int | None) -> Tensor:
+    part = getattr(cost, name)
+    return check_tensor(OP, f"cost.{name}", part, torch.int64, shape, device=device)
+
+
+def _checked_bounds(cost: CostModel, name: str, count: int, what: str, of: str) -> Tensor:
+    """Offsets of the cost model: the bounds of `count` pieces of its tensor `of`, on the CPU."""
+    offsets: Tensor = getattr(cost, name)
+    total = len(getattr(cost, of))
+    checked = check_offsets(OP, f"cost.{name}", offsets, total, f"entries of cost.{of}")
+    if len(checked) != count + 1:
+        raise ValueError(
+            f"{OP}: cost.{name}: expected {count + 1} numbers for {count} {what}, got "
+            f"{len(checked)}"
+        )
+    return checked
+
+
+def _check_indices(name: str, indices: Tensor, bound: int) -> None:
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < bound:
+        raise ValueError(
+            f"{OP}: cost.{name}: expected indices from 0 to {bound - 1}, got "
+            f"{int(indices.min())} to {int(indices.max())}"
+        )

@@ -62,10 +62,17 @@ class State(NamedTuple):
     rate_memory: Tensor  # float64 [runs, HISTORY], below 0 where it ended
     slot: Tensor  # int64 [runs], the entry of the memories to write next
 
-    def native(self) -> list[int]:
-        """Its members: addresses, then sizes."""
-        sizes = [*self.members.shape, self.archive.shape[1], HISTORY]
-        return [part.data_ptr() for part in self] + sizes
+    def native(self) -> Any:
+        """The native core's view of it, of which a copy's memory needs one of its own."""
+        runs, population, width = self.members.shape
+        return native.EvolutionState(
+            **{name: part.data_ptr() for name, part in self._asdict().items()},
+            runs=runs,
+            population=population,
+            width=width,
+            archive_rows=self.archive.shape[1],
+            history=HISTORY,
+        )
 
 
 class LShade:
@@ -142,9 +149,12 @@ class LShade:
         self.best = self._rounded()[:, 0].clone()
         self.fitness = _full((runs,), torch.inf)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_native"}
+
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
-        self._native = self.state.native()  # a copy's memory is its own
+        self._native = self.state.native()
 
     @property
     def finished(self) -> bool:
@@ -173,10 +183,10 @@ class LShade:
         self.best, self.fitness = self.best.clone(), self.fitness.clone()
         native.evolution_take(
             self._native,
-            self._alive,
-            fitness.data_ptr(),
-            self.best.data_ptr(),
-            self.fitness.data_ptr(),
+            n=self._alive,
+            fitness=fitness.data_ptr(),
+            best=self.best.data_ptr(),
+            best_fitness=self.fitness.data_ptr(),
         )
         self.evaluated += self._alive
         self._shrink()
@@ -184,23 +194,31 @@ class LShade:
     def _rounded(self) -> Tensor:
         shape = (len(self._generators), self._alive, self._width)
         candidates = torch.empty(shape, dtype=torch.int64, device=CPU)
-        native.evolution_round(self._native, self._alive, candidates.data_ptr())
+        native.evolution_round(self._native, n=self._alive, candidates=candidates.data_ptr())
         return candidates
 
     def _mutate(self) -> None:
         """Makes a trial of every member: current-to-pbest/1, binomial crossover."""
-        chance = _uniform(self._generators, self._alive, self._width + 7)
+        chance = _uniform(self._generators, self._alive, native.mutation_chances + self._width)
         normal = torch.special.ndtri(chance.select(2, 1)).contiguous()
         greedy = max(2, round(GREEDINESS * self._alive))
         native.evolution_mutate(
-            self._native, self._alive, greedy, chance.data_ptr(), normal.data_ptr()
+            self._native,
+            n=self._alive,
+            greedy=greedy,
+            chance=chance.data_ptr(),
+            normal=normal.data_ptr(),
         )
 
     def _remember(self, fitness: Tensor) -> None:
         """Archives the members that were beaten and learns from the scales and rates that did."""
         keys = _uniform(self._generators, self._capacity + self._alive)
         native.evolution_remember(
-            self._native, self._alive, self._capacity, fitness.data_ptr(), keys.data_ptr()
+            self._native,
+            n=self._alive,
+            capacity=self._capacity,
+            fitness=fitness.data_ptr(),
+            keys=keys.data_ptr(),
         )
 
     def _shrink(self) -> None:
@@ -208,7 +226,7 @@ class LShade:
         left = max(SMALLEST, round(self._first + (SMALLEST - self._first) * progress))
         if left < self._alive:
             self._capacity = round(ARCHIVE * left)
-            native.evolution_shrink(self._native, self._alive, left, self._capacity)
+            native.evolution_shrink(self._native, n=self._alive, left=left, capacity=self._capacity)
             self._alive = left
 
 
@@ -311,14 +329,16 @@ def descend(
         chance = _uniform(generators, moves, 5)
         candidates = torch.empty((runs, moves, width), dtype=torch.int64, device=CPU)
         native.descent_moves(
-            best.data_ptr(), runs, moves, width, low.data_ptr(), high.data_ptr(), octaves,
-            chance.data_ptr(), candidates.data_ptr(),
+            start=best.data_ptr(), runs=runs, moves=moves, width=width, low=low.data_ptr(),
+            high=high.data_ptr(), octaves=octaves, chance=chance.data_ptr(),
+            candidates=candidates.data_ptr(),
         )  # fmt: skip
         scores = _checked_fitness("descend", evaluate(candidates), runs, moves)
         evaluated += moves
         going = native.descent_take(
-            candidates.data_ptr(), scores.data_ptr(), runs, moves, width, PATIENCE,
-            best.data_ptr(), fitness.data_ptr(), idle.data_ptr(),
+            candidates=candidates.data_ptr(), fitness=scores.data_ptr(), runs=runs, moves=moves,
+            width=width, patience=PATIENCE, best=best.data_ptr(), best_fitness=fitness.data_ptr(),
+            idle=idle.data_ptr(),
         )  # fmt: skip
     return best, fitness, evaluated
 
@@ -328,7 +348,7 @@ def _seeded(seeds: Sequence[int]) -> Tensor:
     numbers = torch.tensor([seed & 0xFFFFFFFF for seed in seeds], dtype=torch.int64, device=CPU)
     shape = (len(seeds), native.generator_words)
     generators = torch.empty(shape, dtype=torch.int32, device=CPU)
-    native.random_seed(numbers.data_ptr(), len(seeds), generators.data_ptr())
+    native.random_seed(seeds=numbers.data_ptr(), runs=len(seeds), generators=generators.data_ptr())
     return generators
 
 
@@ -336,7 +356,12 @@ def _uniform(generators: Tensor, *shape: int) -> Tensor:
     """float64 [runs, *shape] in [0, 1): from each generator the numbers of torch.rand."""
     runs, _ = generators.shape
     numbers = torch.empty((runs, *shape), dtype=torch.float64, device=CPU)
-    native.random_uniform(generators.data_ptr(), runs, math.prod(shape), numbers.data_ptr())
+    native.random_uniform(
+        generators=generators.data_ptr(),
+        runs=runs,
+        count=math.prod(shape),
+        out=numbers.data_ptr(),
+    )
     return numbers
 
 

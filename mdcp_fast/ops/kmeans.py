@@ -13,7 +13,8 @@ from mdcp_fast.ops._arguments import (
     check_offsets,
     check_points,
     check_tensor,
-    device_and_stream,
+    cuda_execution,
+    cuda_tables,
     runs_on_cuda,
     simd_level,
 )
@@ -155,52 +156,42 @@ def _kmeans(
         inertia=points.new_empty(len(k), dtype=torch.float64),
         iterations=points.new_empty(len(k), dtype=torch.int64),
     )
-    numbers = (
-        points.data_ptr(),
-        offsets.data_ptr(),
-        len(sizes),
-        points.shape[1],
-        k.data_ptr(),
-        problem.data_ptr(),
-        len(k),
-        (*INITS, _GIVEN).index(init),
-        0 if centers is None else centers.data_ptr(),
-        max_iter,
-        seed,
+    on_cuda = runs_on_cuda(_OP, "points", points)
+    task = native.KMeansProblem(
+        points=points.data_ptr(),
+        offsets=offsets.data_ptr(),
+        problems=len(sizes),
+        dimensions=points.shape[1],
+        k=k.data_ptr(),
+        problem=problem.data_ptr(),
+        jobs=len(k),
+        init=native.KMeansInit.__members__[init],
+        centers=0 if centers is None else centers.data_ptr(),
+        max_iter=max_iter,
+        seed=seed,
     )
-    if runs_on_cuda(_OP, "points", points):
-        _launch(native, numbers, found)
+    result = native.KMeansResult(
+        **{name: tensor.data_ptr() for name, tensor in found._asdict().items()}
+    )
+    if on_cuda:
+        _launch(native, task, result, points.device)
     else:
-        native.kmeans(numbers, _addresses(found), torch.get_num_threads(), level)
+        native.kmeans(task, result, native.Execution(threads=torch.get_num_threads(), simd=level))
     return found.labels, found.offsets, found.centers, found.inertia, found.iterations
 
 
-def _addresses(found: KMeans) -> list[int]:
-    labels, offsets, *rest = found
-    return [one.data_ptr() for one in (offsets, labels, *rest)]
-
-
-def _launch(core: Any, numbers: tuple[int, ...], found: KMeans) -> None:
+def _launch(core: Any, task: Any, result: Any, device: torch.device) -> None:
     """The op on a device.
 
     Args:
         core: the native module whose kernels are to run.
-        numbers: the members of KMeansProblem in csrc/native.h: points and centres are in the
-            device's memory, all else is on the CPU.
-        found: the answer, to be filled, in the device's memory.
+        task: its KMeansProblem: points and centres are in the device's memory, all else is on the
+            CPU.
+        result: its KMeansResult, in the device's memory.
     """
-    device = found.labels.device
-    tables = torch.empty(core.kmeans_cuda_tables(numbers, 0), dtype=torch.int64, device="cpu")
-    core.kmeans_cuda_tables(numbers, tables.data_ptr())
-    tables = tables.to(device)
-    workspace = torch.empty(core.kmeans_cuda_workspace(numbers), dtype=torch.uint8, device=device)
-    core.kmeans_cuda(
-        numbers,
-        _addresses(found),
-        tables.data_ptr(),
-        workspace.data_ptr(),
-        *device_and_stream(found.labels),
-    )
+    tables = cuda_tables(core.kmeans_cuda_tables, task, device)
+    workspace = torch.empty(core.kmeans_cuda_workspace(task), dtype=torch.uint8, device=device)
+    core.kmeans_cuda(task, result, cuda_execution(core, workspace, tables))
 
 
 @_kmeans.register_fake

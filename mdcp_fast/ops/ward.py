@@ -11,7 +11,8 @@ from mdcp_fast.ops._arguments import (
     check_finite,
     check_offsets,
     check_points,
-    device_and_stream,
+    cuda_execution,
+    cuda_tables,
     runs_eagerly,
     runs_on_cuda,
     simd_level,
@@ -70,18 +71,23 @@ def _find(points: Tensor, offsets: Tensor, simd: str | None) -> Tensor:
         return _launch(native, points, offsets)
     linkage = _empty_linkage(points, offsets)
     native.ward(
-        points.data_ptr(),
-        offsets.data_ptr(),
-        len(offsets) - 1,
-        points.shape[1],
-        linkage.data_ptr(),
-        torch.get_num_threads(),
-        level,
+        _problem(native, points, offsets),
+        native.WardResult(linkage=linkage.data_ptr()),
+        native.Execution(threads=torch.get_num_threads(), simd=level),
     )
     return linkage
 
 
 _ward = torch.library.custom_op("mdcp_fast::ward", _find, mutates_args=())
+
+
+def _problem(core: Any, points: Tensor, offsets: Tensor) -> Any:
+    return core.WardProblem(
+        points=points.data_ptr(),
+        offsets=offsets.data_ptr(),
+        problems=len(offsets) - 1,
+        dimensions=points.shape[1],
+    )
 
 
 def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
@@ -92,25 +98,14 @@ def _launch(core: Any, points: Tensor, offsets: Tensor) -> Tensor:
         points: contiguous float32 [N, D], in the device's memory.
         offsets: contiguous int64 [P + 1], on the CPU.
     """
-    problems, dimensions = len(offsets) - 1, points.shape[1]
-    bounds = offsets.data_ptr()
-    tables = torch.empty(
-        core.ward_cuda_tables(bounds, problems, 0), dtype=torch.int64, device="cpu"
-    )
-    core.ward_cuda_tables(bounds, problems, tables.data_ptr())
-    tables = tables.to(points.device)
-    bytes_needed = core.ward_cuda_workspace(bounds, problems, dimensions)
-    workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=points.device)
+    problem = _problem(core, points, offsets)
+    tables = cuda_tables(core.ward_cuda_tables, problem, points.device)
+    workspace = points.new_empty(core.ward_cuda_workspace(problem), dtype=torch.uint8)
     linkage = _empty_linkage(points, offsets)
     core.ward_cuda(
-        points.data_ptr(),
-        bounds,
-        tables.data_ptr(),
-        problems,
-        dimensions,
-        linkage.data_ptr(),
-        workspace.data_ptr(),
-        *device_and_stream(points),
+        problem,
+        core.WardResult(linkage=linkage.data_ptr()),
+        cuda_execution(core, workspace, tables),
     )
     return linkage
 

@@ -15,10 +15,10 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-import crowding_cases
+import crowding_distance_cases
 import cubins
+import evaluate_population_cases
 import occupancy
-import population_cases
 import pytest
 import torch
 from cubins import ARCHITECTURES, Instruction, Resources
@@ -79,12 +79,12 @@ def test_every_block_that_the_bounds_allow_can_be_launched(compiled: Compiled) -
 
 
 def launch_crowding(core: EmulatedCore) -> None:
-    for points, offsets in crowding_cases.cases().values():
+    for points, offsets in crowding_distance_cases.cases().values():
         crowding_distance._launch(core, points, offsets)
 
 
 def launch_population(core: EmulatedCore) -> None:
-    for members, loss, cost, budget in population_cases.cases().values():
+    for members, loss, cost, budget in evaluate_population_cases.cases().values():
         evaluate_population._launch(core, members, loss.values, loss.offsets, astuple(cost), budget)
 
 

@@ -163,7 +163,7 @@ def compile_engine(mode: str) -> list[Path]:
 
 def compile_cpu() -> list[Path]:
     """Objects of the CPU's ops, which are not what is tested here: only compiled quickly."""
-    depends = [*headers(NATIVE / "cpu", NATIVE / "numerics"), NATIVE / "native.h"]
+    depends = headers(NATIVE / "cpu", NATIVE / "numerics", NATIVE / "ops")
     flags = ["-O0", "-DMDCP_ONE_LEVEL", *FLAGS, f"-I{NATIVE}", "-fvisibility=hidden"]
     return [compile_object(path, flags, depends) for path in sorted((NATIVE / "cpu").glob("*.cpp"))]
 
@@ -327,12 +327,12 @@ class EmulatedCore:
         if not name.endswith("_cuda"):
             return item
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             self._control.emulation_clear_buffers()
             for address, size in self.buffers.items():
                 self._control.emulation_add_buffer(ctypes.c_size_t(address), ctypes.c_size_t(size))
             try:
-                return item(*arguments)
+                return item(*arguments, **named)
             except Exception:
                 if self._hook_error is not None:
                     error, self._hook_error = self._hook_error, None

@@ -1,9 +1,9 @@
-// Runs kmeans_cuda on a few ragged problems and compares it with the CPU's op bit for bit.
+// Runs cuda::kmeans on a few ragged problems and compares it with the CPU's op bit for bit.
 #include <cstdint>
 #include <vector>
 
 #include "driver.h"
-#include "native.h"
+#include "ops/kmeans.h"
 
 using driver::Buffer;
 using mdcp::KMeansProblem;
@@ -64,11 +64,11 @@ void compare(const Case& one, driver::Numbers numbers) {
     const auto labels = static_cast<size_t>(label_offsets.back());
     Answer expected(labels, centers.size(), one.k.size());
     Answer found(labels, centers.size(), one.k.size());
-    mdcp::kmeans(in, expected.result(label_offsets.data()), {1, 0});
-    Buffer<int64_t> tables(static_cast<size_t>(mdcp::kmeans_cuda_tables(in, nullptr)));
-    mdcp::kmeans_cuda_tables(in, tables.data());
-    Buffer<unsigned char> workspace(static_cast<size_t>(mdcp::kmeans_cuda_workspace(in)));
-    mdcp::kmeans_cuda(in, found.result(nullptr), tables.data(), workspace.data(), 0, nullptr);
+    mdcp::cpu::kmeans(in, expected.result(label_offsets.data()), {1, 0});
+    Buffer<int64_t> tables(static_cast<size_t>(mdcp::cuda::kmeans_tables(in, nullptr)));
+    mdcp::cuda::kmeans_tables(in, tables.data());
+    Buffer<unsigned char> workspace(static_cast<size_t>(mdcp::cuda::kmeans_workspace(in)));
+    mdcp::cuda::kmeans(in, found.result(nullptr), {tables.data(), workspace.data(), 0, nullptr});
     driver::expect(found == expected, "clusters of " + std::to_string(one.dimensions) +
                                           " dimensions from seeds " + std::to_string(one.init));
 }

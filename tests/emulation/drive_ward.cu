@@ -1,9 +1,9 @@
-// Runs ward_cuda on a few ragged problems and compares it with the CPU's op bit for bit.
+// Runs cuda::ward on a few ragged problems and compares it with the CPU's op bit for bit.
 #include <cstdint>
 #include <vector>
 
 #include "driver.h"
-#include "native.h"
+#include "ops/ward.h"
 
 using driver::Buffer;
 
@@ -21,16 +21,14 @@ void compare(const std::vector<int64_t>& sizes, int32_t dimensions, driver::Numb
     for (float& coordinate : coordinates) coordinate = numbers.coordinate();
     Buffer<float> points(coordinates);
 
+    const mdcp::WardProblem in{points.data(), offsets.data(), problems, dimensions};
     Buffer<double> expected(4 * rows), linkage(4 * rows);
-    mdcp::ward(points.data(), offsets.data(), problems, dimensions, expected.data(), {1, 0});
+    mdcp::cpu::ward(in, {expected.data()}, {1, 0});
 
-    Buffer<int64_t> tables(
-        static_cast<size_t>(mdcp::ward_cuda_tables(offsets.data(), problems, nullptr)));
-    mdcp::ward_cuda_tables(offsets.data(), problems, tables.data());
-    Buffer<unsigned char> workspace(
-        static_cast<size_t>(mdcp::ward_cuda_workspace(offsets.data(), problems, dimensions)));
-    mdcp::ward_cuda(points.data(), offsets.data(), tables.data(), problems, dimensions,
-                    linkage.data(), workspace.data(), 0, nullptr);
+    Buffer<int64_t> tables(static_cast<size_t>(mdcp::cuda::ward_tables(in, nullptr)));
+    mdcp::cuda::ward_tables(in, tables.data());
+    Buffer<unsigned char> workspace(static_cast<size_t>(mdcp::cuda::ward_workspace(in)));
+    mdcp::cuda::ward(in, {linkage.data()}, {tables.data(), workspace.data(), 0, nullptr});
     driver::expect(linkage == expected, "linkage of " + std::to_string(dimensions) + " dimensions");
 }
 

@@ -24,8 +24,8 @@ from emulation.build import (
 SEEDS = range(1, 6)
 # The sources that an op needs, where they are not one of its name.
 SOURCES = {
-    "kmeans": ["kmeans.cu", "lloyd.cu", "seeding.cu", "ward.cu", "hierarchy.cu"],
-    "ward": ["ward.cu", "hierarchy.cu"],
+    "kmeans": ["kmeans.cu", "lloyd.cu", "seeding.cu", "hierarchy.cu", "ward_plan.cu"],
+    "ward": ["ward.cu", "hierarchy.cu", "ward_plan.cu"],
 }
 HEADERS = {path.name for path in (NATIVE / "cuda").glob("*.cuh")}
 
@@ -54,8 +54,8 @@ LANES = {"fibers": r"(shuffle without participation|without all of its lanes): .
 BUGS = [
     Bug(
         "no barrier between the steps of a sort",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         """                }
             }
             __syncthreads();
@@ -67,8 +67,8 @@ BUGS = [
     ),
     Bug(
         "no barrier before the losses are added up",
-        "population",
-        "population.cu",
+        "evaluate_population",
+        "evaluate_population.cu",
         """        __syncthreads();
         if (threadIdx.x == 0) {
             double sum = 0;
@@ -80,7 +80,7 @@ BUGS = [
     ),
     Bug(
         "no barrier before a reduction's scratch memory is used again",
-        "population",
+        "evaluate_population",
         "launch.cuh",
         """op(value, scratch[other]);
     __syncthreads();
@@ -91,8 +91,8 @@ BUGS = [
     ),
     Bug(
         "half of the threads come to a barrier",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         """    __syncthreads();
     block_sort(""",
         """    if (threadIdx.x < 128) __syncthreads();
@@ -101,8 +101,8 @@ BUGS = [
     ),
     Bug(
         "threads return before a barrier",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         """    __syncthreads();
     if (thread >= count) return;
 """,
@@ -113,31 +113,31 @@ BUGS = [
     ),
     Bug(
         "a lane does not take part in a shuffle",
-        "population",
-        "population.cu",
+        "evaluate_population",
+        "evaluate_population.cu",
         "    largest = warp_reduce(",
         "    if (lane != 31) largest = warp_reduce(",
         LANES,
     ),
     Bug(
         "one number too many in dynamic shared memory",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         "for (int i = thread; i < count; i += kCrowdingThreads) totals[i] = 0;",
         "for (int i = thread; i <= count; i += kCrowdingThreads) totals[i] = 0;",
         SHARED | {"fibers": r"out of bounds \(shared\)"},
     ),
     Bug(
         "the launch asks for too little shared memory",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         "static_cast<size_t>(plan.shared_bytes)",
         "static_cast<size_t>(plan.shared_bytes - 8)",
         SHARED,
     ),
     Bug(
         "one number too many in a shared array",
-        "population",
+        "evaluate_population",
         "launch.cuh",
         "if (lane == 0) scratch[warp] = value;\n    __syncthreads();\n    value = scratch[0];",
         "if (lane == 0) scratch[warp + 1] = value;\n    __syncthreads();\n    value = scratch[1];",
@@ -145,24 +145,24 @@ BUGS = [
     ),
     Bug(
         "a thread past the last point",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         "    if (index >= count) return;",
         "    if (index > count) return;",
         GLOBAL | {"asan-threads": "heap-buffer-overflow"},
     ),
     Bug(
         "blocks write into each other's rows",
-        "population",
-        "population.cu",
+        "evaluate_population",
+        "evaluate_population.cu",
         "            fitness[candidate] = ",
         "            fitness[candidate / 2] = ",
         {"checked": r"race between blocks: thread .* writes .* at \S+:\d+"},
     ),
     Bug(
         "shared memory that nobody wrote",
-        "crowding",
-        "crowding.cu",
+        "crowding_distance",
+        "crowding_distance.cu",
         "for (int i = static_cast<int>(threadIdx.x); i < size; i += kCrowdingThreads) {",
         "for (int i = static_cast<int>(threadIdx.x); i < count; i += kCrowdingThreads) {",
         {"checked": r"uninitialised shared memory: thread .* at \S+:\d+"},
@@ -170,7 +170,7 @@ BUGS = [
     Bug(
         "no barrier between a round's search and the next step",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         """            ward_search<kDimensions>(front, scratch.points, now.alive, own);
         }
         __syncthreads();
@@ -185,7 +185,7 @@ BUGS = [
     Bug(
         "no barrier before the warps' counts are added up",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "if (lane == 0) scratch[warp] = left;\n    __syncthreads();",
         "if (lane == 0) scratch[warp] = left;",
         RACE,
@@ -193,7 +193,7 @@ BUGS = [
     Bug(
         "no barrier before it is read where clusters move to",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "        next += __popc(stay);\n    }\n    __syncthreads();",
         "        next += __popc(stay);\n    }",
         RACE,
@@ -201,7 +201,7 @@ BUGS = [
     Bug(
         "no barrier before the next front is searched",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "        if (now.alive < 2) return;\n        __syncthreads();",
         "        if (now.alive < 2) return;",
         RACE,
@@ -209,7 +209,7 @@ BUGS = [
     Bug(
         "clusters move within the front that they are read from",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "next = ward_front<kDimensions>(scratch, 1 - now.half, first);",
         "next = ward_front<kDimensions>(scratch, now.half, first);",
         RACE,
@@ -217,7 +217,7 @@ BUGS = [
     Bug(
         "both clusters of a pair merge it",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "} else if (own > other) {",
         "} else if (own > other + count) {",
         RACE,
@@ -225,7 +225,7 @@ BUGS = [
     Bug(
         "only some warps come to a barrier",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "if (lane == 0) scratch[warp] = left;\n    __syncthreads();",
         "if (lane == 0) scratch[warp] = left;\n    if (begin < alive) __syncthreads();",
         DIVERGENCE,
@@ -233,7 +233,7 @@ BUGS = [
     Bug(
         "warps without a cluster return before a barrier",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "        if (now.alive < 2) return;",
         "        if (now.alive < 2 || warp >= now.alive) return;",
         {"fibers": DIVERGENCE["fibers"] + ", but thread .* has returned"},
@@ -241,7 +241,7 @@ BUGS = [
     Bug(
         "lanes that found no cluster do not take part in a shuffle",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "    warp_nearest(best_cost, best);",
         "    if (best != kWardNobody) warp_nearest(best_cost, best);",
         LANES,
@@ -249,7 +249,7 @@ BUGS = [
     Bug(
         "shared memory for one warp too few",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         """    ward_finish(WardProblems problems, WardScratch scratch, int64_t skip) {
     __shared__ int32_t shared[kWardThreads / kWarp];""",
         """    ward_finish(WardProblems problems, WardScratch scratch, int64_t skip) {
@@ -259,7 +259,7 @@ BUGS = [
     Bug(
         "a thread past the last point",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "    if (own >= count) return;\n    if (own == 0) scratch.progress",
         "    if (own > count) return;\n    if (own == 0) scratch.progress",
         GLOBAL,
@@ -275,7 +275,7 @@ BUGS = [
     Bug(
         "tiles overlap",
         "ward",
-        "ward.cu",
+        "hierarchy.cu",
         "    const int32_t end = Min()(begin + kWardTile, now.alive);",
         "    const int32_t end = Min()(begin + kWardTile + 1, now.alive);",
         {"checked": r"race between blocks: thread .* reads .* that block 1 writes, at \S+:\d+"},

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple
 from typing import Any, cast
 
-import crowding_cases
-import population_cases
+import crowding_distance_cases as segments
+import evaluate_population_cases
 import pytest
 import torch
 from emulated_ops import Emulation
@@ -28,8 +28,8 @@ from mdcp_fast.ops import crowding_distance, evaluate_population, ward
 from mdcp_fast.ops.kmeans import KMeans, kmeans
 
 OLDEST, NEWEST = 75, 90
-CROWDING = crowding_cases.cases()
-POPULATION = population_cases.cases()
+CROWDING = segments.cases()
+POPULATION = evaluate_population_cases.cases()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def crowd(kernels: PtxKernels, points: Tensor, offsets: Tensor) -> Tensor:
     return crowding_distance._launch(kernels.core, points, offsets)
 
 
-def evaluate(kernels: PtxKernels, case: population_cases.Case) -> Tensor:
+def evaluate(kernels: PtxKernels, case: evaluate_population_cases.Case) -> Tensor:
     assert kernels.core is not None
     members, loss, cost, budget = case
     return evaluate_population._launch(
@@ -79,9 +79,9 @@ def test_crowding_distance(ptx: PtxKernels, name: str) -> None:
 
 
 def test_crowding_distance_of_segments_beyond_a_tile(ptx: PtxKernels) -> None:
-    offsets = crowding_cases.offsets_of(2048, 2049, 7)
-    assert_crowding_agrees(ptx, crowding_cases.points_of(4104, 2), offsets)
-    assert not ptx.not_launched("crowding")
+    offsets = segments.offsets_of(2048, 2049, 7)
+    assert_crowding_agrees(ptx, segments.points_of(4104, 2), offsets)
+    assert not ptx.not_launched("crowding_distance")
 
 
 @pytest.mark.parametrize("name", POPULATION)
@@ -94,7 +94,7 @@ def test_evaluate_population(ptx: PtxKernels, name: str) -> None:
 
 def points_of(count: int, dimensions: int) -> Tensor:
     """Some of them equal."""
-    points = crowding_cases.points_of(count, dimensions)
+    points = segments.points_of(count, dimensions)
     points[count // 2 : count // 2 + count // 4] = points[: count // 4].round()
     return points
 
@@ -111,19 +111,19 @@ def test_ward(ptx: PtxKernels, dimensions: int) -> None:
     """Small problems share a launch; the large one takes several blocks."""
     sizes = (1, 2, 3, 33, 0, 70)
     points = points_of(sum(sizes), dimensions)
-    assert_ward_agrees(ptx, points, crowding_cases.offsets_of(*sizes))
+    assert_ward_agrees(ptx, points, segments.offsets_of(*sizes))
 
 
 def test_ward_of_special_problems(ptx: PtxKernels) -> None:
     line = torch.arange(40.0)[:, None]
     for points in (torch.ones(20, 3), line, points_of(30, 2).round(), torch.zeros(0, 3)):
-        assert_ward_agrees(ptx, points, crowding_cases.offsets_of(len(points)))
+        assert_ward_agrees(ptx, points, segments.offsets_of(len(points)))
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3, 4, 8, 16])
 def test_ward_of_problems_of_several_blocks(ptx: PtxKernels, dimensions: int) -> None:
     points = points_of(1030, dimensions)
-    assert_ward_agrees(ptx, points, crowding_cases.offsets_of(1026, 4))
+    assert_ward_agrees(ptx, points, segments.offsets_of(1026, 4))
 
 
 def run_kmeans(kernels: PtxKernels, *given: Tensor, **options: Any) -> KMeans:
@@ -137,7 +137,10 @@ def assert_kmeans_agrees(
     kernels: PtxKernels, points: Tensor, sizes: tuple[int, ...], *jobs: tuple[int, int], init: str
 ) -> None:
     """jobs: (problem, k) of each."""
-    offsets, (problem, k) = crowding_cases.offsets_of(*sizes), torch.tensor(jobs).T.contiguous()
+    offsets, (problem, k) = (
+        segments.offsets_of(*sizes),
+        torch.tensor(jobs).T.contiguous(),
+    )
     given: Any = points_of(int(k.sum()), points.shape[1]) if init == "given" else init
     assert kernels.core is not None
     kernels.core.buffers.clear()
@@ -208,16 +211,16 @@ def reports(kernels: PtxKernels, core: EmulatedCore, run: Callable[[PtxKernels],
 
 
 def test_each_barrier_of_the_crowding_kernel_is_missed(emulated: EmulatedCore) -> None:
-    offsets = crowding_cases.offsets_of(300, 20, 2049)  # in threads, in tiles, beyond a tile
-    points = crowding_cases.points_of(2369, 2)
-    edited = without_barriers("crowding", "15crowding_kernel")
+    offsets = segments.offsets_of(300, 20, 2049)  # in threads, in tiles, beyond a tile
+    points = segments.points_of(2369, 2)
+    edited = without_barriers("crowding_distance", "15crowding_kernel")
     found = [reports(each, emulated, lambda k: crowd(k, points, offsets)) for each in edited]
     assert found and all(found)
 
 
 def test_each_barrier_of_the_population_kernel_is_missed(emulated: EmulatedCore) -> None:
-    case = population_cases.random_case(53, 160, 200, 3, 2, 4)
-    edited = without_barriers("population", "population_kernelILb1E")
+    case = evaluate_population_cases.random_case(53, 160, 200, 3, 2, 4)
+    edited = without_barriers("evaluate_population", "population_kernelILb1ELb0E")
     found = [reports(each, emulated, lambda k: evaluate(k, case)) for each in edited]
     assert found and all(found)
 
@@ -232,8 +235,8 @@ WARD_KERNELS = {
 @pytest.mark.parametrize("kernel", WARD_KERNELS)
 def test_each_barrier_of_wards_kernels_is_missed(emulated: EmulatedCore, kernel: str) -> None:
     points, first = WARD_KERNELS[kernel]
-    offsets = crowding_cases.offsets_of(first, len(points) - first)
-    edited = without_barriers("ward", f"{kernel}ILi2E", "ILi(?!2E)")
+    offsets = segments.offsets_of(first, len(points) - first)
+    edited = without_barriers("hierarchy", f"{kernel}ILi2E", "ILi(?!2E)")
     found = [
         reports(each, emulated, lambda k: ward._launch(k.core, points, offsets)) for each in edited
     ]
@@ -242,7 +245,11 @@ def test_each_barrier_of_wards_kernels_is_missed(emulated: EmulatedCore, kernel:
 
 def test_each_barrier_of_the_first_assignment_is_missed(emulated: EmulatedCore) -> None:
     """Points in several rounds. What follows has barriers that others make up for."""
-    points, offsets, k = points_of(300, 16), crowding_cases.offsets_of(300), torch.tensor([250])
+    points, offsets, k = (
+        points_of(300, 16),
+        segments.offsets_of(300),
+        torch.tensor([250]),
+    )
     edited = without_barriers("lloyd", "lloyd_assignILi16E", "ILi(?!16E)")
 
     def run(kernels: PtxKernels) -> None:
@@ -255,7 +262,10 @@ def test_each_barrier_of_the_first_assignment_is_missed(emulated: EmulatedCore) 
 def test_a_buffer_that_is_one_number_short_is_missed(
     ptx: PtxKernels, emulated: EmulatedCore
 ) -> None:
-    points, offsets = crowding_cases.points_of(70, 3), crowding_cases.offsets_of(30, 40)
+    points, offsets = (
+        segments.points_of(70, 3),
+        segments.offsets_of(30, 40),
+    )
 
     def launch(*given: Any) -> None:
         address = next(a for a, size in emulated.buffers.items() if size == points.nbytes)

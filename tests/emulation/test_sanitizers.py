@@ -8,7 +8,7 @@ import pytest
 from emulation.build import EMULATION, build_program, kernel_sources, run_program, sanitizer_missing
 
 # Sources without an op of their own; what the drivers of other ops run is all there is in them.
-PARTS = {"device", "hierarchy", "lloyd", "seeding"}
+PARTS = {"device", "hierarchy", "lloyd", "seeding", "ward_plan"}
 OPS = [path.stem for path in kernel_sources() if path.stem not in PARTS]
 MODES = ["checked", "tsan", "asan-threads"]
 

@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 import torch
-from crowding_cases import cases, offsets_of, points_of
+from crowding_distance_cases import cases, offsets_of, points_of
 from torch import Tensor
 
 from mdcp_fast.ops._arguments import simd_levels

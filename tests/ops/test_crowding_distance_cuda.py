@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from crowding_cases import cases, offsets_of, points_of
+from crowding_distance_cases import cases, offsets_of, points_of
 from emulation.build import EmulatedCore
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -14,7 +14,7 @@ from mdcp_fast.ops.crowding_distance import _launch, crowding_distance
 
 CASES = cases()
 SCHEDULES = (0, 1, 2)  # in order, and two drawn at random
-THREADS, TILE = 256, 2048  # as csrc/cuda/crowding.cu has them
+THREADS, TILE = 256, 2048  # as csrc/cuda/crowding_distance.cu has them
 
 
 def assert_agrees(emulated: EmulatedCore, points: Tensor, offsets: Tensor) -> None:

@@ -6,7 +6,15 @@ import dataclasses
 
 import pytest
 import torch
-from population_cases import cases, cost_model, integers, loss_table, random_population
+from evaluate_population_cases import (
+    CHANNELS,
+    cases,
+    cost_model,
+    integers,
+    loss_table,
+    random_population,
+    with_tables,
+)
 from torch import Tensor
 
 from mdcp_fast.ops.evaluate_population import CostModel, LossTable, evaluate_population
@@ -28,6 +36,31 @@ def test_cost_model_is_the_formula_it_was_built_from() -> None:
     w0, w1, w2 = widths.unbind(-1)
     expected = torch.stack([w0 * (w1 + 2 * w2 + 5) * 9 + 11, 3 * w1], -1)
     assert torch.equal(cost_model().evaluate(widths), expected)
+
+
+def test_a_table_is_looked_up_at_the_first_edge_that_is_not_below() -> None:
+    widths = random_population(2, 200)
+    w0, w1, w2 = widths.unbind(-1)
+    rows, columns = (w0 > 2).long(), (w1 + 2 * w2 + 5 > 8).long() + (w1 + 2 * w2 + 5 > 16)
+    found = integers([[7, 1, 30], [4, 5, 60]])[rows, columns] + torch.where(3 * w1 > 0, 200, 100)
+    expected = cost_model().evaluate(widths) + torch.stack([torch.zeros_like(found), found], -1)
+    cost = with_tables(cost_model())
+    assert torch.equal(cost.evaluate(widths), expected)
+    # One that asks for more of the second cost than there is says how much there is.
+    fitness = evaluate_population(widths, loss_table(), cost, integers([10**9, 1]))
+    ceiling = sum(part.max() for part in loss_table().values.split(CHANNELS.tolist()))
+    assert torch.equal(fitness, ceiling + (expected[..., 1] - 1).double())
+
+
+def test_an_empty_set_of_tables_changes_no_bit() -> None:
+    none = dataclasses.replace(
+        cost_model(), table_offsets=integers([0, 0, 0]), edge_offsets=integers([0]),
+        value_offsets=integers([0]),
+    )  # fmt: skip
+    args = (random_population(2, 50), loss_table())
+    budget = integers([150, 12])
+    expected = evaluate_population(*args, cost_model(), budget)
+    assert torch.equal(evaluate_population(*args, none, budget), expected)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -66,11 +99,27 @@ def test_the_same_bits_at_every_thread_count() -> None:
         torch.set_num_threads(threads)
 
 
-def test_opcheck_and_compile() -> None:
-    loss, cost = loss_table(), cost_model()
+@pytest.mark.parametrize("cost", [cost_model(), with_tables(cost_model())])
+def test_opcheck_and_compile(cost: CostModel) -> None:
+    loss = loss_table()
     tensors = (*dataclasses.astuple(loss), *dataclasses.astuple(cost))
     args = (random_population(2, 8), *tensors, integers([150, 12]))
     torch.library.opcheck(torch.ops.mdcp_fast.evaluate_population, args)
+
+
+BAD_TABLES = [
+    ({"tables": integers([[1, 4], [3, 3]])}, ValueError, "cost.tables: expected indices .* 3, got"),
+    ({"tables": integers([[1, 2]])}, ValueError, "cost.table_offsets: expected .* 1, the number"),
+    ({"table_offsets": integers([0, 2])}, ValueError, "table_offsets: expected 3 numbers for 2 co"),
+    ({"edges": integers([4, 4, 8, 16, 24, 5, 0, 9])}, ValueError, "edges: expected edges that ris"),
+    ({"edge_offsets": integers([0, 2, 5, 5, 8])}, ValueError, "edge_offsets: expected at least on"),
+    ({"edge_offsets": integers([0, 2, 8])}, ValueError, "edge_offsets: expected 5 numbers for 4 r"),
+    ({"edges": integers([2, 4, 8])}, ValueError, "cost.edge_offsets: expected"),
+    ({"values": integers([7, 1, 30])}, ValueError, "cost.value_offsets: expected"),
+    ({"values": torch.ones(8)}, TypeError, "cost.values: expected dtype torch.int64"),
+    ({"value_offsets": integers([0, 5, 8])}, ValueError, "expected 6 entries of table 0, got 5"),
+    ({"table_offsets": integers([])}, ValueError, "cost.table_offsets: expected"),
+]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +148,10 @@ def test_opcheck_and_compile() -> None:
             {"cost": dataclasses.replace(cost_model(), offsets=integers([0, 0, 3, 1, 4]))},
             ValueError,
             "cost.offsets: expected numbers that never decrease",
+        ),
+        *(
+            ({"cost": dataclasses.replace(with_tables(cost_model()), **change)}, error, message)
+            for change, error, message in BAD_TABLES
         ),
     ],
 )

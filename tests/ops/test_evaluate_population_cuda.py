@@ -7,7 +7,7 @@ from dataclasses import astuple
 import pytest
 import torch
 from emulation.build import EmulatedCore
-from population_cases import Case, cases, random_case
+from evaluate_population_cases import Case, cases, random_case
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -32,7 +32,8 @@ def test_agrees_with_the_cpu(emulated: EmulatedCore, name: str) -> None:
 
 def test_both_verdicts_are_among_the_cases() -> None:
     """The agreement would say little if all candidates kept to their budgets, or none."""
-    for name in ("small, 3 x 64", "a network's size", "thousands of counts"):
+    names = ("small, 3 x 64", "a network's size", "thousands of counts")
+    for name in (*names, "tables", "a network's size, tables", "tables and no terms"):
         population, _, cost, budget = CASES[name]
         feasible = (cost.evaluate(population) <= budget[:, None]).all(-1)
         assert feasible.any() and not feasible.all()

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import population_cases
+import evaluate_population_cases
 import pytest
 import test_population_norm as norm
 import torch
@@ -83,9 +83,15 @@ SMALL_WORK: dict[str, Callable[[], Work]] = {
     },
     **{
         f"population, {name}": functools.partial(
-            lambda name: (evaluate_population, population_cases.cases()[name], {}), name
+            lambda name: (evaluate_population, evaluate_population_cases.cases()[name], {}), name
         )
-        for name in ("small, 3 x 64", "thousands of counts", "no axes")
+        for name in (
+            "small, 3 x 64",
+            "tables",
+            "thousands of counts",
+            "thousands of counts, tables",
+            "no axes",
+        )
     },
     **{
         f"statistics, {dtype}": functools.partial(_statistics, dtype)
@@ -180,7 +186,7 @@ def test_the_small_work_launches_every_cuda_kernel(emulated: EmulatedCore) -> No
     assert len(kernels) > 10
     assert {name for name in kernels if not any(name in symbol for symbol in launched)} == set()
     wide = {symbol for symbol in launched if "population_kernel" in symbol}
-    assert len(wide) == 2  # with its scratch in shared and in device memory
+    assert len(wide) == 4  # scratch in shared or in device memory, with tables or without
 
 
 def test_a_missing_device_skips_by_name_and_fails_where_one_is_demanded() -> None:

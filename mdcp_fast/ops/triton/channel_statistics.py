@@ -1,8 +1,8 @@
 """channel_statistics in Triton: a ragged list of tensors in one launch.
 
-The sums keep the order of the native core (csrc/numerics/statistics.h): lane l of 32 adds up, in
-float64 and from 0, the d = w - first of the weights l, l + 32, l + 64, ...; then the lanes are
-added in halves. With multiply-adds left unfused, the results have the same bits.
+The sums keep the order of the native core (csrc/numerics/channel_statistics.h): lane l of 32 adds
+up, in float64 and from 0, the d = w - first of the weights l, l + 32, l + 64, ...; then the lanes
+are added in halves. With multiply-adds left unfused, the results have the same bits.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-// Runs crowding_distance_cuda on a few segments and compares it with the CPU's op bit for bit.
+// Runs cuda::crowding_distance on a few segments and compares it with the CPU's op bit for bit.
 #include <cstdint>
 #include <vector>
 
 #include "driver.h"
-#include "native.h"
+#include "ops/crowding_distance.h"
 
 using driver::Buffer;
 
@@ -17,20 +17,16 @@ void compare(const std::vector<int64_t>& sizes, int32_t dimensions, driver::Numb
     std::vector<float> coordinates(count * static_cast<size_t>(dimensions));
     for (float& coordinate : coordinates) coordinate = numbers.coordinate();
     Buffer<float> points(coordinates);
-    Buffer<int64_t> offsets(bounds);
 
+    const mdcp::CrowdingDistanceProblem in{points.data(), bounds.data(), segments, dimensions};
     Buffer<float> expected(count), out(count);
-    mdcp::crowding_distance(points.data(), bounds.data(), segments, dimensions, expected.data(),
-                            {1, 0});
+    mdcp::cpu::crowding_distance(in, {expected.data()}, {1, 0});
 
-    mdcp::CrowdingPlan plan =
-        mdcp::crowding_distance_cuda_plan(bounds.data(), segments, dimensions, nullptr);
-    Buffer<int64_t> tasks(
-        static_cast<size_t>((plan.tasks + plan.spread_tasks) * mdcp::kCrowdingTaskNumbers));
-    plan = mdcp::crowding_distance_cuda_plan(bounds.data(), segments, dimensions, tasks.data());
-    Buffer<unsigned char> workspace(static_cast<size_t>(plan.workspace_bytes));
-    mdcp::crowding_distance_cuda(points.data(), offsets.data(), bounds.back(), dimensions,
-                                 tasks.data(), plan, out.data(), workspace.data(), 0, nullptr);
+    Buffer<int64_t> tables(static_cast<size_t>(mdcp::cuda::crowding_distance_tables(in, nullptr)));
+    mdcp::cuda::crowding_distance_tables(in, tables.data());
+    Buffer<unsigned char> workspace(
+        static_cast<size_t>(mdcp::cuda::crowding_distance_workspace(in)));
+    mdcp::cuda::crowding_distance(in, {out.data()}, {tables.data(), workspace.data(), 0, nullptr});
     driver::expect(out == expected, "distances in " + std::to_string(dimensions) + " dimensions");
 }
 

@@ -1,15 +1,15 @@
-// The fitness of all candidates of all runs, bit for bit that of cpu/population.cpp.
+// The fitness of all candidates of all runs, bit for bit that of cpu/evaluate_population.cpp.
 //
 // One launch finds every axis's worst loss, a warp for each. One launch scores the candidates, a
 // block for each at a time: whole numbers are added up in any order, doubles by one thread, in
 // that of the axes.
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/launch.cuh"
-#include "native.h"
-#include "numerics/population.h"
+#include "ops/evaluate_population.h"
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 constexpr int kPopulationThreads = 128;
 constexpr int kPopulationWarps = kPopulationThreads / kWarp;
@@ -36,9 +36,11 @@ __global__ void __launch_bounds__(kPopulationThreads)
     if (lane == 0) worst[axis] = largest;
 }
 
-// kShared: the scratch numbers are in shared memory, not in the workspace.
-template <bool kShared>
-__global__ void __launch_bounds__(kPopulationThreads)
+// kShared: the scratch numbers are in shared memory, not in the workspace. kTables: costs have
+// tables, whose look-ups take so many registers that those without pay nothing for them. Then at
+// least 8 blocks a multiprocessor: left to itself, ptxas aims at 12, and spills.
+template <bool kShared, bool kTables>
+__global__ void __launch_bounds__(kPopulationThreads, kTables ? 8 : 0)
     population_kernel(const int64_t* population,  // [total, axes]
                       int64_t total,              // candidates of all runs
                       int64_t candidates,         // of a run
@@ -66,6 +68,13 @@ __global__ void __launch_bounds__(kPopulationThreads)
             int64_t part = 0;
             for (int64_t t = threadIdx.x; t < cost.term_count; t += kPopulationThreads) {
                 part += cost_of_term(cost, m, t, count);
+            }
+            if constexpr (kTables) {
+                const int64_t end = cost.table_offsets[m + 1];
+                for (int64_t t = cost.table_offsets[m] + threadIdx.x; t < end;
+                     t += kPopulationThreads) {
+                    part += cost_of_table(cost, t, count);
+                }
             }
             violation += excess(block_reduce(part, Sum{}, sums), limit[m]);
         }
@@ -95,36 +104,40 @@ int64_t population_blocks(int64_t total, int64_t axes, int64_t counts) {
 
 }  // namespace
 
-int64_t evaluate_population_cuda_workspace(int64_t runs, int64_t candidates, int64_t axes,
-                                           int64_t counts) {
-    const int64_t blocks = population_blocks(runs * candidates, axes, counts);
+int64_t evaluate_population_workspace(const EvaluatePopulationProblem& in) {
+    const int64_t axes = in.axes, counts = in.cost.counts;
+    const int64_t blocks = population_blocks(in.runs * in.candidates, axes, counts);
     return (axes + (fits_shared(axes, counts) ? 0 : blocks * (axes + counts))) * 8;
 }
 
-void evaluate_population_cuda(const int64_t* population, int64_t runs, int64_t candidates,
-                              int64_t axes, const double* loss, const int64_t* loss_offsets,
-                              const Cost& cost, const int64_t* limits, double* fitness,
-                              void* workspace, int device, void* stream) {
-    const int64_t total = runs * candidates;
+void evaluate_population(const EvaluatePopulationProblem& in, const EvaluatePopulationResult& out,
+                         const Execution& execution) {
+    const int64_t total = in.runs * in.candidates, axes = in.axes, counts = in.cost.counts;
     if (total == 0) return;
-    const DeviceGuard guard(device);
-    double* worst = static_cast<double*>(workspace);
-    int64_t* scratch = static_cast<int64_t*>(workspace) + axes;
+    const DeviceGuard guard(execution.device);
+    double* worst = static_cast<double*>(execution.workspace);
+    int64_t* scratch = static_cast<int64_t*>(execution.workspace) + axes;
     if (axes > 0) {
         MDCP_LAUNCH(population_worst_kernel,
                     static_cast<unsigned>(ceil_div(axes, kPopulationWarps)), kPopulationThreads, 0,
-                    stream, loss, loss_offsets, axes, worst);
+                    execution.stream, in.loss, in.loss_offsets, axes, worst);
     }
-    const auto blocks = static_cast<unsigned>(population_blocks(total, axes, cost.counts));
-    if (fits_shared(axes, cost.counts)) {
-        MDCP_LAUNCH(population_kernel<true>, blocks, kPopulationThreads,
-                    static_cast<size_t>(axes + cost.counts) * 8, stream, population, total,
-                    candidates, axes, loss, loss_offsets, cost, limits, worst, scratch, fitness);
+    const auto blocks = static_cast<unsigned>(population_blocks(total, axes, counts));
+    const bool fits = fits_shared(axes, counts);
+    const size_t shared = fits ? static_cast<size_t>(axes + counts) * 8 : 0;
+    const auto score = [&](auto in_shared, auto tables) {
+        MDCP_LAUNCH((population_kernel<decltype(in_shared)::value, decltype(tables)::value>),
+                    blocks, kPopulationThreads, shared, execution.stream, in.population, total,
+                    in.candidates, axes, in.loss, in.loss_offsets, in.cost, in.limits, worst,
+                    scratch, out.fitness);
+    };
+    using Yes = std::true_type;
+    using No = std::false_type;
+    if (in.cost.table_count > 0) {
+        fits ? score(Yes(), Yes()) : score(No(), Yes());
     } else {
-        MDCP_LAUNCH(population_kernel<false>, blocks, kPopulationThreads, 0, stream, population,
-                    total, candidates, axes, loss, loss_offsets, cost, limits, worst, scratch,
-                    fitness);
+        fits ? score(Yes(), No()) : score(No(), No());
     }
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

@@ -1,4 +1,4 @@
-// Crowding distances, bit for bit those of cpu/crowding.cpp.
+// Crowding distances, bit for bit those of cpu/crowding_distance.cpp.
 //
 // A point needs no rank along a dimension, only its neighbours in the order (key, index). One
 // launch does the work of all segments, a block for each task of a table made on the host:
@@ -11,10 +11,10 @@
 #include <limits>
 
 #include "cuda/launch.cuh"
-#include "native.h"
-#include "numerics/crowding.h"
+#include "numerics/crowding_distance.h"
+#include "ops/crowding_distance.h"
 
-namespace mdcp {
+namespace mdcp::cuda {
 
 constexpr int kCrowdingThreads = 256;  // of a block, and points of a counted task
 constexpr int kCrowdingTile = 2048;    // points that a block sorts at once
@@ -29,6 +29,7 @@ struct CrowdingTask {
     int64_t dimension;  // of a tile
     int64_t begin;      // first of the block's points, within its segment
 };
+constexpr int64_t kCrowdingTaskNumbers = 5;
 static_assert(sizeof(CrowdingTask) == kCrowdingTaskNumbers * sizeof(int64_t));
 
 constexpr double kCrowdingEnd = std::numeric_limits<double>::infinity();
@@ -300,37 +301,61 @@ void for_each_task(const int64_t* offsets, int64_t segments, int64_t dimensions,
     }
 }
 
-}  // namespace
+// What the host decides from the sizes alone.
+struct CrowdingPlan {
+    int64_t tasks;         // blocks of the first launch
+    int64_t spread_tasks;  // blocks of the second launch, if any
+    int64_t shared_bytes;  // of a block of the first
+};
 
-CrowdingPlan crowding_distance_cuda_plan(const int64_t* offsets, int64_t segments,
-                                         int32_t dimensions, int64_t* tasks) {
+// Writes the tasks too, unless null: [tasks + spread_tasks].
+CrowdingPlan plan_crowding(const CrowdingDistanceProblem& in, CrowdingTask* tasks) {
     CrowdingPlan plan{};
-    CrowdingTask* next = reinterpret_cast<CrowdingTask*>(tasks);
-    for_each_task(offsets, segments, dimensions, [&](CrowdingTask task, int64_t shared_bytes) {
-        if (next != nullptr) *next++ = task;
-        ++(task.work == CrowdingWork::kSpread ? plan.spread_tasks : plan.tasks);
-        plan.shared_bytes = std::max(plan.shared_bytes, shared_bytes);
-    });
-    if (plan.spread_tasks > 0) plan.workspace_bytes = offsets[segments] * dimensions * 8;
+    for_each_task(in.offsets, in.segments, in.dimensions,
+                  [&](CrowdingTask task, int64_t shared_bytes) {
+                      if (tasks != nullptr) *tasks++ = task;
+                      ++(task.work == CrowdingWork::kSpread ? plan.spread_tasks : plan.tasks);
+                      plan.shared_bytes = std::max(plan.shared_bytes, shared_bytes);
+                  });
     return plan;
 }
 
-void crowding_distance_cuda(const float* points, const int64_t* offsets, int64_t point_count,
-                            int32_t dimensions, const int64_t* tasks, const CrowdingPlan& plan,
-                            float* out, void* workspace, int device, void* stream) {
-    const DeviceGuard guard(device);
-    const CrowdingTask* first = reinterpret_cast<const CrowdingTask*>(tasks);
-    int64_t* tiles = static_cast<int64_t*>(workspace);
+}  // namespace
+
+// The offsets, then the tasks.
+int64_t crowding_distance_tables(const CrowdingDistanceProblem& in, int64_t* tables) {
+    CrowdingTask* tasks = nullptr;
+    if (tables != nullptr) {
+        tasks = reinterpret_cast<CrowdingTask*>(
+            std::copy(in.offsets, in.offsets + in.segments + 1, tables));
+    }
+    const CrowdingPlan plan = plan_crowding(in, tasks);
+    return in.segments + 1 + (plan.tasks + plan.spread_tasks) * kCrowdingTaskNumbers;
+}
+
+int64_t crowding_distance_workspace(const CrowdingDistanceProblem& in) {
+    if (plan_crowding(in, nullptr).spread_tasks == 0) return 0;
+    return in.offsets[in.segments] * in.dimensions * 8;
+}
+
+void crowding_distance(const CrowdingDistanceProblem& in, const CrowdingDistanceResult& out,
+                       const Execution& execution) {
+    const DeviceGuard guard(execution.device);
+    const CrowdingPlan plan = plan_crowding(in, nullptr);
+    const int64_t* offsets = execution.tables;
+    const auto* tasks = reinterpret_cast<const CrowdingTask*>(offsets + in.segments + 1);
+    int64_t* tiles = static_cast<int64_t*>(execution.workspace);
+    const int64_t point_count = in.offsets[in.segments];
     if (plan.tasks > 0) {
         MDCP_LAUNCH(crowding_kernel, static_cast<unsigned>(plan.tasks), kCrowdingThreads,
-                    static_cast<size_t>(plan.shared_bytes), stream, points, offsets, first,
-                    dimensions, tiles, point_count, out);
+                    static_cast<size_t>(plan.shared_bytes), execution.stream, in.points, offsets,
+                    tasks, in.dimensions, tiles, point_count, out.distances);
     }
     if (plan.spread_tasks > 0) {
         MDCP_LAUNCH(crowding_spread_kernel, static_cast<unsigned>(plan.spread_tasks),
-                    kCrowdingThreads, 0, stream, points, offsets, first + plan.tasks, dimensions,
-                    tiles, point_count, out);
+                    kCrowdingThreads, 0, execution.stream, in.points, offsets, tasks + plan.tasks,
+                    in.dimensions, tiles, point_count, out.distances);
     }
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cuda

@@ -1,4 +1,4 @@
-#include "numerics/crowding.h"
+#include "ops/crowding_distance.h"
 
 #include <algorithm>
 #include <limits>
@@ -6,9 +6,9 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
-#include "native.h"
+#include "numerics/crowding_distance.h"
 
-namespace mdcp {
+namespace mdcp::cpu {
 namespace {
 
 constexpr int kBlock = 16;                // what numbers of points are rounded up to: a register
@@ -158,25 +158,24 @@ void crowd_segment(const float* points, int32_t n, int32_t dimensions, float* ou
 
 }  // namespace
 
-void crowding_distance(const float* points, const int64_t* offsets, int64_t segments,
-                       int32_t dimensions, float* out, Execution how) {
+void crowding_distance(const CrowdingDistanceProblem& in, const CrowdingDistanceResult& out,
+                       Execution execution) {
     // Neighbouring segments are taken together until they are worth a turn of a thread.
     std::vector<int64_t> bounds{0};
-    for (int64_t segment = 1; segment <= segments; ++segment) {
-        if (segment == segments || offsets[segment] - offsets[bounds.back()] >= kPointsPerItem) {
-            bounds.push_back(segment);
-        }
+    for (int64_t segment = 1; segment <= in.segments; ++segment) {
+        const int64_t points = in.offsets[segment] - in.offsets[bounds.back()];
+        if (segment == in.segments || points >= kPointsPerItem) bounds.push_back(segment);
     }
-    std::vector<Scratch> scratch(std::max(how.threads, 1));
-    parallel_for(static_cast<int64_t>(bounds.size()) - 1, how.threads,
-                 [&](int worker, int64_t item) {
-                     for (int64_t segment = bounds[item]; segment < bounds[item + 1]; ++segment) {
-                         const int64_t begin = offsets[segment];
-                         crowd_segment(points + begin * dimensions,
-                                       static_cast<int32_t>(offsets[segment + 1] - begin),
-                                       dimensions, out + begin, how.simd, scratch[worker]);
-                     }
-                 });
+    std::vector<Scratch> scratch(std::max(execution.threads, 1));
+    parallel_for(
+        static_cast<int64_t>(bounds.size()) - 1, execution.threads, [&](int worker, int64_t item) {
+            for (int64_t segment = bounds[item]; segment < bounds[item + 1]; ++segment) {
+                const int64_t begin = in.offsets[segment];
+                crowd_segment(in.points + begin * in.dimensions,
+                              static_cast<int32_t>(in.offsets[segment + 1] - begin), in.dimensions,
+                              out.distances + begin, execution.simd, scratch[worker]);
+            }
+        });
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu

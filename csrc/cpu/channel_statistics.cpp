@@ -1,4 +1,4 @@
-#include "numerics/statistics.h"
+#include "ops/channel_statistics.h"
 
 #include <algorithm>
 #include <atomic>
@@ -8,9 +8,9 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
-#include "native.h"
+#include "numerics/channel_statistics.h"
 
-namespace mdcp {
+namespace mdcp::cpu {
 namespace {
 
 constexpr int kTile = 32;                     // rows whose sums wait for the closing formula
@@ -200,41 +200,42 @@ struct Item {
 };
 
 template <class Weight>
-bool run_item(const Item& item, const WeightTensor& tensor, float* out, int simd) {
+bool run_item(const ChannelStatisticsProblem& in, const Item& item, float* out, int simd) {
+    const int64_t row_length = in.row_lengths[item.tensor];
     const Weight* weights =
-        reinterpret_cast<const Weight*>(tensor.address) + item.begin * tensor.row_length;
-    return describe_rows(weights, item.rows, tensor.row_length, out + 3 * item.out, simd);
+        reinterpret_cast<const Weight*>(in.addresses[item.tensor]) + item.begin * row_length;
+    return describe_rows(weights, item.rows, row_length, out + 3 * item.out, simd);
 }
 
 }  // namespace
 
-int64_t channel_statistics(const WeightTensor* tensors, int64_t tensor_count, float* out,
-                           Execution how) {
+int64_t channel_statistics(const ChannelStatisticsProblem& in, const ChannelStatisticsResult& out,
+                           Execution execution) {
+    using Problem = ChannelStatisticsProblem;
     std::vector<Item> items;
     int64_t total = 0;
-    for (int64_t tensor = 0; tensor < tensor_count; ++tensor) {
-        const auto [address, type, rows, row_length] = tensors[tensor];
+    for (int64_t tensor = 0; tensor < in.tensors; ++tensor) {
+        const int64_t rows = in.rows[tensor];
         const int64_t step =
-            std::max<int64_t>(1, kWeightsPerItem / std::max<int64_t>(1, row_length));
+            std::max<int64_t>(1, kWeightsPerItem / std::max<int64_t>(1, in.row_lengths[tensor]));
         for (int64_t begin = 0; begin < rows; begin += step) {
             items.push_back({tensor, begin, std::min(step, rows - begin), total + begin});
         }
         total += rows;
     }
     std::atomic<int64_t> first_strange{std::numeric_limits<int64_t>::max()};
-    parallel_for(static_cast<int64_t>(items.size()), how.threads, [&](int, int64_t index) {
+    parallel_for(static_cast<int64_t>(items.size()), execution.threads, [&](int, int64_t index) {
         const Item& item = items[index];
-        const WeightTensor& tensor = tensors[item.tensor];
         bool finite = true;
-        switch (tensor.type) {
-            case WeightTensor::kFloat32:
-                finite = run_item<float>(item, tensor, out, how.simd);
+        switch (in.types[item.tensor]) {
+            case Problem::kFloat32:
+                finite = run_item<float>(in, item, out.statistics, execution.simd);
                 break;
-            case WeightTensor::kFloat16:
-                finite = run_item<Half>(item, tensor, out, how.simd);
+            case Problem::kFloat16:
+                finite = run_item<Half>(in, item, out.statistics, execution.simd);
                 break;
-            case WeightTensor::kBFloat16:
-                finite = run_item<BFloat16>(item, tensor, out, how.simd);
+            case Problem::kBFloat16:
+                finite = run_item<BFloat16>(in, item, out.statistics, execution.simd);
                 break;
         }
         if (finite) return;
@@ -243,7 +244,7 @@ int64_t channel_statistics(const WeightTensor* tensors, int64_t tensor_count, fl
         }
     });
     const int64_t strange = first_strange;
-    return strange < tensor_count ? strange : -1;
+    return strange < in.tensors ? strange : -1;
 }
 
-}  // namespace mdcp
+}  // namespace mdcp::cpu
