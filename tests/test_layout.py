@@ -14,7 +14,7 @@ import pytest
 import mdcp_fast
 
 PACKAGE = Path(mdcp_fast.__file__).parent
-# What each package may import, besides itself and `_files`.
+# What each package may import, besides itself.
 BELOW = {
     "ops": set(),
     "modules": set(),
@@ -57,7 +57,7 @@ def package_of(module: str) -> str:
 def test_the_top_holds_the_packages_and_little_else() -> None:
     entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     entries = {"_native" if name.startswith("_native.") else name for name in entries}
-    assert entries - {"_native"} == {"__init__.py", "_files.py", "py.typed", *BELOW} - {""}
+    assert entries - {"_native"} == {"__init__.py", "py.typed", *BELOW}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -67,13 +67,13 @@ def test_imports_go_down(name: str) -> None:
         return
     for module, _ in imported(MODULES[name]):
         other = package_of(module)
-        assert other in {own, "_files", *BELOW.get(own, ())}, f"{name} imports {module}"
+        assert other in {own, *BELOW.get(own, ())}, f"{name} imports {module}"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_no_package_reaches_into_another(name: str) -> None:
     for module, attribute in imported(MODULES[name]):
-        if package_of(module) == package_of(name) or module == "mdcp_fast._files":
+        if package_of(module) == package_of(name):
             continue
         private = [
             part for part in (*module.split("."), attribute) if part and part.startswith("_")

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import mdcp_fast
-from mdcp_fast._files import atomic_write
 from mdcp_fast.app.demo import run_demo
+from mdcp_fast.modules.files import atomic_write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
 import networks  # noqa: E402  # the committed ones

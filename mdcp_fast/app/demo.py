@@ -23,12 +23,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from mdcp_fast._files import atomic_write
 from mdcp_fast.app import figures
 from mdcp_fast.app.datasets import Data, load_data
 from mdcp_fast.app.latency import measure_latency
 from mdcp_fast.app.models import load_weights, make_model
 from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.modules.files import atomic_write
 from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan

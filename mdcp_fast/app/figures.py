@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mdcp_fast._files import atomic_write
+from mdcp_fast.modules.files import atomic_write
 from mdcp_fast.ops.channel_statistics import channel_statistics
 from mdcp_fast.pruning.plan import AxisPlan, PruningPlan
 from mdcp_fast.tracing.graph import ChannelGraph

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast._files import atomic_write
+from mdcp_fast.modules.files import atomic_write
 from mdcp_fast.modules.removal import remove, tensor_of
 from mdcp_fast.pruning.plan import PruningPlan
 

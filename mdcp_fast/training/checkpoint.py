@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mdcp_fast._files import atomic_write
+from mdcp_fast.modules.files import atomic_write
 
 FORMAT = 1
 

@@ -8,6 +8,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from emulation import ptx_numbers as numbers
 from emulation.ptx_access import MemoryInstructions
+from emulation.ptx_arithmetic import (
+    PACKED,
+    TESTS,
+    checked_division,
+    float_arithmetic,
+    flushing,
+    of_halves,
+)
+from emulation.ptx_conversions import conversion
 from emulation.ptx_machine import CodeBlock, Machine, Moves, Step, ThreadSet
 from emulation.ptx_matrix import MatrixInstructions
 from emulation.ptx_memory import Fault
@@ -18,7 +27,6 @@ from emulation.ptx_warp import MEETINGS, WarpInstructions
 
 NOTHING = {"membar", "fence", "nanosleep", "prefetch", "prefetchu", "discard", "griddepcontrol"}
 ENDS = {"bra", "brx", "ret", "exit", "bar", "barrier", "trap"}
-PACKED = ("f16x2", "bf16x2", "f32x2")
 BITWISE = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 ONE_INTEGER: dict[str, numbers.Function] = {
     "not": np.invert,
@@ -276,7 +284,7 @@ class Decoder:
         kind = parts[-1]
         compare = numbers.comparison(parts[1], kind)
         if "ftz" in parts:
-            compare = _flushing(compare, False)
+            compare = flushing(compare, False)
         a, b = (self.operands.reader(operand, kind) for operand in operands[1:3])
         yes, no = self.operands.pair(operands[0])
         combine = next((BITWISE[part] for part in parts[2:-1] if part in BITWISE), None)
@@ -302,7 +310,7 @@ class Decoder:
         if name == "cvt":
             return self.convert(instruction)
         if kind in PACKED:
-            return _of_halves(name, modifiers, kind, given)
+            return of_halves(name, modifiers, kind, given)
         if name == "selp":
             return (kind, kind, kind, "pred"), lambda a, b, p: np.where(p, a, b)
         if name == "slct":
@@ -315,22 +323,22 @@ class Decoder:
             true = DTYPES[to].type(1 if numbers.is_float(to) else -1 % 2**32)
             return (to, kind, kind), lambda a, b: np.where(compare(a, b), true, true * 0)
         if name == "testp":
-            return ("pred", kind), _TESTS[modifiers[0]]
+            return ("pred", kind), TESTS[modifiers[0]]
         if numbers.is_float(kind):
-            return _float_arithmetic(name, modifiers, kind, given)
+            return float_arithmetic(name, modifiers, kind, given)
         return self.integer_arithmetic(name, modifiers, kind, instruction)
 
     def convert(self, instruction: Instruction) -> tuple[tuple[str, ...], numbers.Function]:
         *modifiers, to, source = instruction.parts[1:]
         if to in ("f16x2", "bf16x2") and source == "f32":
-            half = numbers.conversion(to[:-2], source, tuple(modifiers))
+            half = conversion(to[:-2], source, tuple(modifiers))
 
             def both(upper: Array, lower: Array) -> Array:
                 bits = [half(each).view(np.uint16).astype(np.uint32) for each in (upper, lower)]
                 return bits[0] << np.uint32(16) | bits[1]
 
             return (to, source, source), both
-        return (to, source), numbers.conversion(to, source, tuple(modifiers))
+        return (to, source), conversion(to, source, tuple(modifiers))
 
     def integer_arithmetic(
         self, name: str, modifiers: list[str], kind: str, instruction: Instruction
@@ -356,7 +364,7 @@ class Decoder:
                 return same3, lambda a, b, c: a * b + c
             return same3, lambda a, b, c: numbers.multiply_high(a, b) + c
         if name in ("div", "rem"):
-            return same2, _checked_division(name)
+            return same2, checked_division(name)
         if name in ("shl", "shr"):
             function = numbers.shift_left if name == "shl" else numbers.shift_right
             return (kind, kind, "u32"), self.constant_shift(name, kind, instruction) or function
@@ -393,91 +401,3 @@ class Decoder:
             return None
         by = DTYPES[kind].type(count)
         return (lambda a, _: a << by) if name == "shl" else (lambda a, _: a >> by)
-
-
-_TESTS: dict[str, numbers.Function] = {
-    "finite": np.isfinite,
-    "infinite": np.isinf,
-    "number": lambda a: ~np.isnan(a),
-    "notanumber": np.isnan,
-}
-
-
-def _flushing(function: numbers.Function, result: bool) -> numbers.Function:
-    def flush(*inputs: Array) -> Array:
-        value = function(*(numbers.flushed(each) for each in inputs))
-        return numbers.flushed(value) if result else value
-
-    return flush
-
-
-def _float_arithmetic(
-    name: str, modifiers: list[str], kind: str, given: int
-) -> tuple[tuple[str, ...], numbers.Function]:
-    """Of `given` inputs."""
-    mode = next((m for m in modifiers if m in ("rn", "rz", "rm", "rp")), "rn")
-    known = {"rn", "rz", "rm", "rp", "ftz", "sat", "approx", "full", "NaN"}
-    if set(modifiers) - known:
-        raise NotImplementedError(".".join(modifiers))
-    count = {"fma": 3, "mad": 3, "add": 2, "sub": 2, "mul": 2, "div": 2, "min": 2, "max": 2}
-    count["copysign"] = 2
-    inputs = count.get(name, 1)
-    if name in ("min", "max"):
-        function = numbers.extremum(name, kind, "NaN" in modifiers)
-        if given == 3:  # sm_100 and newer
-            inputs, of_two = 3, function
-            function = lambda a, b, c: of_two(of_two(a, b), c)  # noqa: E731
-    elif name in ("neg", "abs"):
-        function = _sign(name, kind)
-    elif name == "copysign":
-        function = lambda a, b: np.copysign(b, a)  # noqa: E731
-    elif name in ("ex2", "lg2", "tanh", "sin", "cos"):
-        if kind != "f32":
-            raise NotImplementedError(kind)
-        function = numbers.transcendental(name)
-    else:
-        function = numbers.float_function("fma" if name == "mad" else name, kind, mode)
-    if "ftz" in modifiers and kind == "f32":
-        function = _flushing(function, True)
-    if "sat" in modifiers:
-        unclipped = function
-        function = lambda *values: numbers.saturated(unclipped(*values))  # noqa: E731
-    return (kind,) * (1 + inputs), function
-
-
-def _sign(name: str, kind: str) -> numbers.Function:
-    if kind != "bf16":
-        return np.negative if name == "neg" else np.abs
-    if name == "neg":
-        return lambda a: a ^ np.uint16(0x8000)
-    return lambda a: a & np.uint16(0x7FFF)
-
-
-def _of_halves(
-    name: str, modifiers: list[str], kind: str, given: int
-) -> tuple[tuple[str, ...], numbers.Function]:
-    """Arithmetic on two numbers in one register."""
-    kinds, function = _float_arithmetic(name, modifiers, kind[:-2], given)
-    half = DTYPES[kind[:-2]]
-    bits = np.dtype(f"u{half.itemsize}")
-    whole = DTYPES[kind]
-    shift = whole.type(8 * half.itemsize)
-
-    def run(*inputs: Array) -> Array:
-        low = [np.asarray(a).astype(bits).view(half) for a in inputs]
-        high = [np.asarray(a >> shift).astype(bits).view(half) for a in inputs]
-        results = [np.asarray(function(*each)).view(bits).astype(whole) for each in (low, high)]
-        return results[0] | results[1] << shift
-
-    return (kind,) * len(kinds), run
-
-
-def _checked_division(name: str) -> numbers.Function:
-    function = numbers.quotient if name == "div" else numbers.remainder
-
-    def divide(a: Array, b: Array) -> Array:
-        if np.any(b == 0):
-            raise Fault("division of an integer by zero")
-        return function(a, b)
-
-    return divide

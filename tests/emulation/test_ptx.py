@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emulation import ptx_numbers as numbers
 from emulation.ptx import Module
-from emulation.ptx_compile import SAMPLES, launch, nvcc_ptx, same_name, triton_ptx
-
-from mdcp_fast.ops.channel_statistics import channel_statistics
+from emulation.ptx_compile import SAMPLES, launch, nvcc_ptx
+from emulation.ptx_values import floats, integers, same
 
 ARCHITECTURES = [75, 90]
 _modules: dict[int, Module] = {}
@@ -25,38 +23,6 @@ def samples(request: pytest.FixtureRequest) -> Module:
     if request.param not in _modules:
         _modules[request.param] = Module(nvcc_ptx(SAMPLES, request.param))
     return _modules[request.param]
-
-
-def same(result: np.ndarray, expected: Any) -> None:
-    """Bit for bit, but for what NaNs carry."""
-    expected = np.broadcast_to(np.asarray(expected), result.shape).astype(result.dtype)
-    if result.dtype.kind == "f":
-        nan = np.isnan(expected)
-        np.testing.assert_array_equal(np.isnan(result), nan)
-        bits = f"u{result.dtype.itemsize}"
-        np.testing.assert_array_equal(result.view(bits)[~nan], expected.view(bits)[~nan])
-    else:
-        np.testing.assert_array_equal(result, expected)
-
-
-def integers(dtype: type, seed: int) -> np.ndarray:
-    """The edges of a type, small numbers and random bits."""
-    info, random = np.iinfo(dtype), np.random.default_rng(seed)
-    edges = [0, 1, -1, 2, 7, -7, 31, 33, info.min, info.max, info.min + 1, info.max - 1]
-    edges = [random.choice(edges) for _ in range(100)]
-    small = random.integers(-100, 100, 100)
-    return np.concatenate([edges, small, random.integers(info.min, info.max, 100)]).astype(dtype)
-
-
-def floats(dtype: type, seed: int) -> np.ndarray:
-    """Zeros, infinities, NaN, denormals, halves, and random numbers of all sizes."""
-    info, random = np.finfo(dtype), np.random.default_rng(seed)
-    edges = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, info.tiny, info.smallest_subnormal]
-    edges += [info.max, -info.max, 0.5, 1.5, 2.5, -2.5]
-    picked = random.choice(np.array(edges, dtype), 100)
-    with np.errstate(over="ignore"):
-        spread = (random.normal(size=200) * 2.0 ** random.integers(-30, 30, 200)).astype(dtype)
-    return np.concatenate([picked, spread])
 
 
 N = 300
@@ -410,126 +376,3 @@ def test_spaces_and_calls(samples: Module) -> None:
 
 
 # Arithmetic that nvcc makes no use of here
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_rounding_of_narrow_formats() -> None:
-    values = torch.tensor(floats(np.float64, 20)).float().double()
-    beyond = 1 + 2**-8 + 2**-40
-    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, beyond, -beyond], dtype=torch.float64)
-    both = torch.cat([values, ties])
-    got = numbers.f64_to_bf16(both.numpy())
-    expected = [1.0, 1 + 2**-6, 1 + 2**-7, -(1 + 2**-7)]  # the last two are just beyond a tie
-    np.testing.assert_array_equal(numbers.bf16_to_f32(got[-4:]), np.float32(expected))
-    same(numbers.bf16_to_f32(got[:-4]), values.float().bfloat16().float().numpy())
-
-
-def test_fields_and_tables() -> None:
-    a, b = integers(np.uint32, 21), integers(np.uint32, 22)
-    position, length = np.uint32(5), np.uint32(9)
-    same(numbers.extract_field(a, position, length), a >> 5 & 511)
-    signed = a.view(np.int32)
-    same(numbers.extract_field(signed, position, length), (signed << 18) >> 23)
-    mask = np.uint32(511 << 5)
-    same(numbers.insert_field(a, b, position, length), (b & ~mask) | (a << 5 & mask))
-    same(numbers.look_up(a, b, a ^ b, 0x96), a ^ b ^ (a ^ b))
-    same(numbers.look_up(a, b, ~a, 0xE8), (a & b) | (a & ~a) | (b & ~a))
-    assert numbers.find_highest(np.array([1, 0, 255], np.uint32)).tolist() == [0, 2**32 - 1, 7]
-    assert numbers.find_highest(np.array([-1, -2], np.int32)).tolist() == [2**32 - 1, 0]
-
-
-SMALLEST = """
-.version 8.8
-.target sm_100a
-.address_size 64
-.visible .entry smallest(.param .u64 given, .param .u64 found)
-{
-    .reg .b64 %rd<6>;
-    .reg .b32 %r<8>;
-    ld.param.b64 %rd1, [given];
-    ld.param.b64 %rd2, [found];
-    mov.u32 %r1, %tid.x;
-    mul.wide.u32 %rd3, %r1, 4;
-    add.s64 %rd4, %rd1, %rd3;
-    add.s64 %rd5, %rd2, %rd3;
-    ld.global.b32 %r2, [%rd4];
-    redux.sync.min.f32 %r3, %r2, -1;
-    redux.sync.max.abs.NaN.f32 %r4, %r2, -1;
-    min.f32 %r5, %r2, 0f3F800000, 0fBF800000;
-    st.global.b32 [%rd5], %r3;
-    st.global.b32 [%rd5+384], %r4;
-    st.global.b32 [%rd5+768], %r5;
-    ret;
-}
-"""
-
-
-def test_extremes_of_sm_100() -> None:
-    """Of a warp's floats, and of three: NaN gives way to numbers unless it is to win."""
-    given = floats(np.float32, 30)[:96].reshape(3, 32)
-    given[1] = np.nan
-    given[2] = abs(given[2])
-    given[2, :3] = 0.0, -0.0, np.nan
-    found = np.zeros((3, 3, 32), np.float32)
-    launch(Module(SMALLEST), "smallest", 1, 96, given, found)
-    same(found[0], np.array([[np.nanmin(given[0])], [np.nan], [-0.0]]))
-    same(found[1], abs(given).max(1, keepdims=True))
-    same(found[2], np.where(np.isnan(given), np.float32(-1), np.minimum(given, np.float32(-1))))
-
-
-# Triton
-
-
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_triton_statistics_have_the_bits_of_the_native_core(
-    dtype: torch.dtype, architecture: int
-) -> None:
-    pytest.importorskip("triton", reason="triton is not installed")
-    from mdcp_fast.ops.triton import channel_statistics as kernels
-
-    constants = {
-        "WEIGHT": kernels.TRITON_DTYPES[dtype],
-        "TABLE": 32,
-        "LANES": kernels.LANES,
-        "LONG_ROWS": kernels.LONG_ROWS,
-        "SHORT_ROWS": kernels.SHORT_ROWS,
-        "UNROLL": kernels.UNROLL,
-    }
-    signature = {"table": "*i64", "tensors": "i32", "out": "*fp32"}
-    text, threads, shared = triton_ptx(
-        kernels.channel_statistics_kernel,
-        signature,
-        constants,
-        kernels.COMPILE_OPTIONS,
-        architecture,
-    )
-    module = Module(text)
-    (name,) = module.kernels
-    assert not module.approximations(name)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(0, 7), (1, 27), (31, 27), (32, 27), (33, 9), (0, 3)]
-    shapes += [(rows, n) for rows in (7, 8, 9) for n in (1, 32, 33, 127, 129, 400)] + [(0, 50)]
-    weights = [(torch.randn(s, generator=generator) * 0.1 + 0.02).to(dtype) for s in shapes]
-    out = torch.full((sum(rows for rows, _ in shapes), 3), torch.nan)
-    table, programs, row = [], 0, 0
-    for weight, (rows, n) in zip(weights, shapes, strict=True):
-        table.append((weight.data_ptr(), programs, rows, n, row))
-        programs += -(-rows // (kernels.SHORT_ROWS if n <= kernels.LANES else kernels.LONG_ROWS))
-        row += rows
-    columns = torch.tensor(table, dtype=torch.int64).T.contiguous()
-    memory = [(t.data_ptr(), t.numel() * t.element_size()) for t in (columns, out, *weights)]
-    arguments = [
-        struct.pack("<Q", columns.data_ptr()),
-        struct.pack("<i", len(table)),
-        struct.pack("<Q", out.data_ptr()),
-        *[bytes(8)] * (len(module.program.functions[name].parameters) - 3),
-    ]
-    module.launch(name, (programs,), (threads,), shared, arguments, memory)
-    assert torch.equal(out, torch.cat(channel_statistics(weights)))
-
-
-def test_names_of_anonymous_namespaces() -> None:
-    nvcc = "_ZN40_GLOBAL__N__0fdb3e45_4_k_cu_8aba7f48_123412addKernel_1Ev"
-    assert same_name("_ZN12_GLOBAL__N_15innerEv") == "_ZN11_anonymous_5innerEv"
-    assert same_name(nvcc).startswith("_ZN11_anonymous_")

@@ -16,7 +16,7 @@ from processes import run_python
 from torch import nn
 
 import mdcp_fast
-from mdcp_fast._files import atomic_write
+from mdcp_fast.modules.files import atomic_write
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.serialization import load, save
@@ -205,7 +205,7 @@ def test_a_kill_half_way_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
     code = f"""
         import os, signal
-        from mdcp_fast._files import atomic_write
+        from mdcp_fast.modules.files import atomic_write
         with atomic_write({str(path)!r}) as temporary:
             temporary.write_text("half of the n")
             os.kill(os.getpid(), signal.SIGKILL)
