@@ -253,8 +253,8 @@ def resolve_method(method: Method, calibrated: bool) -> ResolvedMethod:
         selection = GREEDY if reconstructs else "crowding"
     if selection == GREEDY and not reconstructs:
         raise ValueError(
-            "search: selection: expected crowding, medoid or a rule with these descriptors, since "
-            f"greedy takes products of weights or responses, got {selection!r}"
+            f"search: selection: expected {', '.join(RULES)} or a rule with these descriptors, "
+            f"since greedy takes products of weights or responses, got {selection!r}"
         )
     if selection == GREEDY and method.clusters == "searched":
         raise ValueError("search: selection: expected one that clusters, got 'greedy'")
