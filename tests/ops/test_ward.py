@@ -152,7 +152,8 @@ def test_opcheck_and_compile() -> None:
     compiled = torch.compile(
         lambda p, o: ward(p, o)[:, 2].sum(), fullgraph=True, backend="aot_eager"
     )
-    assert torch.equal(compiled(points, offsets), ward(points, offsets)[:, 2].sum())
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):  # torch's own since 2.9
+        assert torch.equal(compiled(points, offsets), ward(points, offsets)[:, 2].sum())
 
 
 @pytest.mark.parametrize(
