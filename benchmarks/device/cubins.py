@@ -197,7 +197,8 @@ def readable(symbols: Sequence[str]) -> dict[str, str]:
     )
     names = done.stdout.splitlines()
     cut = [
-        re.sub(r"(\(anonymous namespace\)|\bmdcp|\w*_GLOBAL__N_\w*)::", "", name) for name in names
+        re.sub(r"(\(anonymous namespace\)|\bmdcp(::cuda)?|\w*_GLOBAL__N_\w*)::", "", name)
+        for name in names
     ]
     cut = [
         re.sub(r"^(void|int) ", "", re.sub(r"\((?:int|bool|unsigned int)\)", "", name))
