@@ -10,13 +10,13 @@ from mdcp_fast.ops.evolution import Evolution, differential_evolution
 from mdcp_fast.ops.kmeans import kmeans
 from mdcp_fast.ops.population_norm import population_norm
 from mdcp_fast.ops.ward import ward
-from mdcp_fast.planning.calibration_data import CalibrationData
 from mdcp_fast.planning.descriptors import Descriptor, Descriptors
 from mdcp_fast.planning.evaluators import NetworkEvaluator, RefitEvaluator, TableEvaluator
 from mdcp_fast.planning.method import Method
 from mdcp_fast.planning.search import search
 from mdcp_fast.planning.selection import Clusters, SelectionRule
 from mdcp_fast.planning.widths import Minimizer
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.serialization import load, save

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from mdcp_fast.ops.evaluate_population import LossTable
-from mdcp_fast.planning.calibration_data import CalibrationData
 from mdcp_fast.planning.descriptors import Descriptors, Reconstructs
 from mdcp_fast.planning.loss_table import loss_table, ridge_table
 from mdcp_fast.planning.method import ResolvedMethod
 from mdcp_fast.planning.selection import Chooser, Clustered, Nested
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.tracing.graph import ChannelGraph
 
 
@@ -24,10 +24,12 @@ class ChannelScorer:
         how: The method.
         calibration: Batches and what they say, or None.
         seed: Of seeding.
+        rotated: Axes whose channels come in order (see `rotate_streams`), by index.
 
     Attributes:
         choose: Says which channels stay.
         descriptors: The channels as points; None with greedy selection.
+        rotated: As given.
     """
 
     def __init__(
@@ -36,14 +38,16 @@ class ChannelScorer:
         how: ResolvedMethod,
         calibration: CalibrationData | None,
         seed: int = 0,
+        rotated: Collection[int] = (),
     ) -> None:
         self.graph, self.method, self._calibration = graph, how, calibration
+        self.rotated = frozenset(rotated)
         self.choose: Chooser
         self.descriptors: Descriptors | None = None
         if how.rule is None:
             assert isinstance(how.descriptor, Reconstructs)
             self._errors = how.descriptor.reconstruction_errors(graph, calibration)
-            self.choose = Nested(self._errors, graph.widths)
+            self.choose = Nested(self._errors, graph.widths, self.rotated)
         else:
             self.descriptors = how.descriptor.describe(graph, calibration)
             _check_points(graph, self.descriptors)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mdcp_fast.ops.channel_statistics import channel_statistics
 from mdcp_fast.ops.kmeans import MAX_DIMENSIONS
-from mdcp_fast.planning.calibration_data import CalibrationData
-from mdcp_fast.planning.folded_weights import folded_weights
-from mdcp_fast.planning.reconstruction import ReconstructionError, errors_from_weights
+from mdcp_fast.pruning.calibration_data import CalibrationData
+from mdcp_fast.pruning.folded_weights import folded_weights
+from mdcp_fast.pruning.reconstruction import ReconstructionError, errors_from_weights
 from mdcp_fast.tracing.graph import ChannelGraph
 
 NUMBERS = ("mean", "variance", "cosine")  # of `moments`, in the order of channel_statistics

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdcp_fast.planning.reconstruction import ReconstructionError
+from mdcp_fast.pruning.reconstruction import ReconstructionError
 from mdcp_fast.pruning.ridge import damped, damping
 
 LAZY = 48  # steps whose updates are added at once, as one product of matrices
@@ -127,13 +127,14 @@ class _Shrinking:
 
 
 def elimination_order(
-    errors: Sequence[ReconstructionError], channels: int
+    errors: Sequence[ReconstructionError], channels: int, *, given: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The order in which channels are worth keeping, and the loss at every width.
 
     Args:
         errors: Of one axis, at least one.
         channels: Of the axis.
+        given: Whether channels come in this order already, as those of a rotated axis do.
 
     Returns:
         int64 [channels], the first w of which stay at width w; float64 [channels], the loss at
@@ -151,7 +152,7 @@ def elimination_order(
             for layer in layers:
                 layer.forget(held)
         cost = torch.stack([layer.costs().cpu() for layer in layers]).sum(0)
-        cheapest = int(torch.where(stays > 0, cost, torch.inf).argmin())
+        cheapest = left - 1 if given else int(torch.where(stays > 0, cost, torch.inf).argmin())
         stays[cheapest] = 0
         for layer in layers:
             layer.drop(cheapest, stays.to(layer.inverse.device))

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mdcp_fast.ops.evolution import SMALLEST, descend, differential_evolution
 from mdcp_fast.planning.budgets import Grid, indices
-from mdcp_fast.planning.calibration_data import CalibrationData
 from mdcp_fast.planning.judge import AnswerJudge, KeptChannels
 from mdcp_fast.planning.masked import MEMORY, MaskedJudge
 from mdcp_fast.planning.refit_evaluator import RefitJudge, evolve_widths
 from mdcp_fast.planning.widths import WidthProblem, Widths
+from mdcp_fast.pruning.calibration_data import CalibrationData
 
 
 @dataclass(frozen=True)

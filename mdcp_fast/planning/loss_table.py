@@ -10,8 +10,8 @@ from torch import Tensor
 from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.ops.kmeans import kmeans
 from mdcp_fast.planning.descriptors import Descriptors
-from mdcp_fast.planning.reconstruction import ReconstructionError, ridge_losses
 from mdcp_fast.planning.selection import Chooser, Clustered, Selection
+from mdcp_fast.pruning.reconstruction import ReconstructionError, ridge_losses
 
 GRID = 24  # widths of an axis whose loss is computed; the others are interpolated
 

@@ -64,6 +64,10 @@ class Method:
             function of your own, a `Minimizer`.
         evaluator: What widths are chosen by: "table", "network" or "fitted", or a `TableEvaluator`,
             `NetworkEvaluator` or `RefitEvaluator` with other options than theirs by default.
+        rotate: Whether linear streams, channels that only add up between the layers that write them
+            and those that read them (the residual streams of MobileNets and EfficientNets), are
+            pruned in the basis of their principal directions, as far as the readers need them, in
+            place of the network's own. With calibration and greedy selection only.
 
     Raises:
         TypeError: An object without the method that it should have.
@@ -78,6 +82,7 @@ class Method:
     channels_per_cluster: float = 1.0
     evolution: EvolutionName | Minimizer = "l-shade"
     evaluator: EvaluatorName | Evaluator = "table"
+    rotate: bool = True
 
     @staticmethod
     def best() -> Method:
@@ -95,7 +100,7 @@ class Method:
         Clusters of the paper's three numbers, the largest crowding distance, widths that are
         searched.
         """
-        return Method(descriptor="moments", selection="crowding")
+        return Method(descriptor="moments", selection="crowding", rotate=False)
 
     @staticmethod
     def paper() -> Method:
@@ -125,6 +130,7 @@ class Method:
             widths="uniform",
             clusters="searched",
             seeding="k-means++",
+            rotate=False,
         )
 
     def __post_init__(self) -> None:
@@ -188,6 +194,7 @@ class ResolvedMethod:
         search_clusters: Whether the numbers of clusters are searched.
         seeding: Of k-means.
         channels_per_cluster: On average.
+        rotate: Whether linear streams are pruned in another basis.
         settings: The method as plain JSON values.
     """
 
@@ -199,6 +206,7 @@ class ResolvedMethod:
     search_clusters: bool
     seeding: str
     channels_per_cluster: float
+    rotate: bool
     settings: dict[str, Any]
 
 
@@ -207,6 +215,7 @@ def choose_method(
     preset: str | None,
     evaluator: str | Evaluator | None,
     calibrated: bool,
+    rotate: bool | None = None,
 ) -> Method:
     """The method that `search` was asked for.
 
@@ -215,6 +224,7 @@ def choose_method(
         preset: Its name instead; None for the best with calibration, the quick one without.
         evaluator: In place of the method's.
         calibrated: Whether there are calibration batches.
+        rotate: In place of the method's; None for that.
 
     Raises:
         TypeError, ValueError: An unknown name, another object, both a method and a preset.
@@ -230,6 +240,8 @@ def choose_method(
         )
     if method is None:
         method = getattr(Method, preset or ("best" if calibrated else "quick"))()
+    if rotate is not None:
+        method = replace(method, rotate=rotate)
     return method if evaluator is None else replace(method, evaluator=evaluator)
 
 
@@ -259,6 +271,7 @@ def resolve_method(method: Method, calibrated: bool) -> ResolvedMethod:
     if selection == GREEDY and method.clusters == "searched":
         raise ValueError("search: selection: expected one that clusters, got 'greedy'")
     evaluator = _named(EVALUATORS, method.evaluator)
+    rotate = method.rotate and calibrated and selection == GREEDY
     if not calibrated and not isinstance(evaluator, TableEvaluator):
         raise ValueError(
             f"search: calibration: expected batches, since evaluator={evaluator.name!r} runs the "
@@ -273,6 +286,7 @@ def resolve_method(method: Method, calibrated: bool) -> ResolvedMethod:
         search_clusters=method.clusters == "searched",
         seeding=method.seeding,
         channels_per_cluster=method.channels_per_cluster,
+        rotate=rotate,
         settings={
             "descriptor": _written(wanted),
             "selection": _written(selection),
@@ -282,6 +296,7 @@ def resolve_method(method: Method, calibrated: bool) -> ResolvedMethod:
             "evolution": _written(method.evolution),
             "evaluator": evaluator.name,
             "channels_per_cluster": method.channels_per_cluster,
+            "rotate": rotate,
         },
     )
 

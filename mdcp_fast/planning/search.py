@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mdcp_fast.modules.precision import full_float32
 from mdcp_fast.planning.budgets import allowed_widths, limits_of, parsed_budgets
-from mdcp_fast.planning.calibration_data import CalibrationData
 from mdcp_fast.planning.channels import ChannelScorer
 from mdcp_fast.planning.clustering import searched_clusters
 from mdcp_fast.planning.evaluators import Evaluator, TableEvaluator
@@ -24,6 +23,7 @@ from mdcp_fast.planning.method import (
     resolve_method,
 )
 from mdcp_fast.planning.widths import WidthProblem, widths_by_table
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -56,6 +56,7 @@ def search(
     method: Method | None = None,
     preset: PresetName | None = None,
     evaluator: EvaluatorName | Evaluator | None = None,
+    rotate: bool | None = None,
     calibration: Iterable[Any] | None = None,
     round_to: int = 1,
     min_keep: int | float = 0.1,
@@ -86,6 +87,9 @@ def search(
         evaluator: What widths are chosen by, in place of the method's: "table", "fitted" or
             "network", or one with options of its own: see `TableEvaluator`, `RefitEvaluator` and
             `NetworkEvaluator`.
+        rotate: Whether linear streams are pruned in another basis, in place of the method's own
+            choice, which is to do so with calibration and greedy selection (see `Method.rotate`).
+            `prune` needs calibration batches for such plans, too.
         calibration: Batches of inputs (tensors, tuples of the model's arguments, dicts of named
             ones, or (input, label) pairs; a DataLoader, a list or an iterator). An iterator is used
             up: `prune` then needs another one.
@@ -113,14 +117,18 @@ def search(
     """
     _check(graph, seed)
     budgets, several = parsed_budgets(graph, {"macs": macs, "params": params, **costs})
-    chosen = choose_method(method, preset, evaluator, calibration is not None)
+    chosen = choose_method(method, preset, evaluator, calibration is not None, rotate)
     how = resolve_method(chosen, calibration is not None)
     choices, notes = allowed_widths(graph.axes, round_to, min_keep)
-    problem = WidthProblem(graph, limits_of(graph, budgets, choices, notes), choices, seed)
-    data = None
+    limits = limits_of(graph, budgets, choices, notes)
+    data, rotated = None, frozenset[int]()
     if calibration is not None:
         data = CalibrationData.read(graph, calibration, how.evaluator.labels)
-    scorer = ChannelScorer(graph, how, data, seed)
+        if how.rotate:
+            rotation, _ = data.rotation()
+            data, graph, rotated = data.rotated(rotation), rotation.graph, frozenset(rotation.bases)
+    problem = WidthProblem(graph, limits, choices, seed)
+    scorer = ChannelScorer(graph, how, data, seed, rotated)
     widths, histories, judged = _widths(problem, scorer, how, data)
     settings = {
         **({} if preset is None else {"preset": preset}),
@@ -207,4 +215,5 @@ def _plan(
         settings=settings,
         history=history.tolist(),
         notes=notes,
+        rotated=scorer.rotated,
     )

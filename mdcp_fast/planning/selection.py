@@ -7,7 +7,7 @@ order of every axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.ops.kmeans import kmeans
 from mdcp_fast.planning.descriptors import Descriptors
 from mdcp_fast.planning.elimination import elimination_order
-from mdcp_fast.planning.reconstruction import ReconstructionError
+from mdcp_fast.pruning.reconstruction import ReconstructionError
 
 
 class Selection(NamedTuple):
@@ -144,17 +144,23 @@ class Nested:
     Args:
         errors: Of every axis, at least one each (see `elimination_order`).
         channels: int64 [axes].
+        rotated: Axes whose channels come in order.
 
     Attributes:
         orders: For each axis, int64 [channels].
         losses: For each axis, float64 [channels], the loss at every width from 1.
     """
 
-    def __init__(self, errors: Sequence[Sequence[ReconstructionError]], channels: Tensor) -> None:
+    def __init__(
+        self,
+        errors: Sequence[Sequence[ReconstructionError]],
+        channels: Tensor,
+        rotated: Collection[int] = (),
+    ) -> None:
         self.orders: list[Tensor] = []
         self.losses: list[Tensor] = []
-        for own, count in zip(errors, channels.tolist(), strict=True):
-            order, losses = elimination_order(own, count)
+        for axis, (own, count) in enumerate(zip(errors, channels.tolist(), strict=True)):
+            order, losses = elimination_order(own, count, given=axis in rotated)
             self.orders.append(order)
             self.losses.append(losses)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ from mdcp_fast.modules.removal import kept_tensor
 from mdcp_fast.tracing.axes import Axis, FixedAxis
 from mdcp_fast.tracing.graph import ChannelGraph, left_whole
 
-FORMAT = 2
+FORMAT = 3
+ROTATED = 3  # the first format that knows of rotated axes
 WORDS = {"macs": "MACs", "params": "parameters"}  # for costs, in text
 OLD_COSTS = ("macs", "params")  # the fields of format 1, each with a twin for the dense network
 
@@ -32,6 +33,8 @@ class AxisPlan:
         clusters: Cluster of every channel, or None where the channels were not clustered.
         reason: Why the axis was left whole, or why a wish (`round_to`) could not be met; None
             otherwise.
+        rotated: Whether `kept` are channels of another basis, in order (see `rotate_streams`): the
+            first ones.
     """
 
     name: str
@@ -39,6 +42,7 @@ class AxisPlan:
     kept: tuple[int, ...]
     clusters: tuple[int, ...] | None = None
     reason: str | None = None
+    rotated: bool = False
 
     @property
     def width(self) -> int:
@@ -102,6 +106,7 @@ class PruningPlan:
         settings: Mapping[str, Any] | None = None,
         history: Sequence[float] = (),
         notes: Mapping[str, str] | None = None,
+        rotated: Collection[int] = (),
     ) -> PruningPlan:
         """Makes a plan from the channels to keep of each axis.
 
@@ -112,6 +117,8 @@ class PruningPlan:
             clusters: For each axis, the cluster of every channel, or None.
             budget, settings, history: See the attributes.
             notes: Reasons by axis name.
+            rotated: Axes, by index, that are pruned in another basis: of these the first channels
+                stay.
 
         Raises:
             ValueError: `kept` does not fit the axes.
@@ -127,7 +134,8 @@ class PruningPlan:
             chosen = _checked(axis, channels)
             labels = clusters[index] if clusters is not None else None
             named = None if labels is None else tuple(int(c) for c in labels)
-            plans.append(AxisPlan(axis.name, axis.channels, chosen, named, notes.get(axis.name)))
+            reason, turned = notes.get(axis.name), index in rotated and len(chosen) < axis.channels
+            plans.append(AxisPlan(axis.name, axis.channels, chosen, named, reason, turned))
         widths = torch.tensor([plan.width for plan in plans], dtype=torch.int64)
         return cls(
             axes=tuple(plans),
@@ -170,6 +178,13 @@ class PruningPlan:
             ValueError: `optimizer` trains a parameter that is not in `dense` or keeps a state of
                 another shape, or `small` does not follow this plan.
         """
+        turned = [axis.name for axis in self.axes if axis.rotated]
+        if turned:
+            raise ValueError(
+                "apply_to_optimizer: plan: expected one that rotates no axis, since averages of "
+                f"squared gradients have one basis, got {', '.join(turned[:5])} rotated "
+                "(search(..., rotate=False) rotates none)"
+            )
         names = {id(parameter): name for name, parameter in dense.named_parameters()}
         twins = dict(small.named_parameters())
         groups: list[dict[str, Any]] = []
@@ -247,6 +262,7 @@ class PruningPlan:
                         "kept": list(axis.kept),
                         "clusters": None if axis.clusters is None else list(axis.clusters),
                         "reason": axis.reason,
+                        "rotated": axis.rotated,
                     }
                     for axis in self.axes
                 ],
@@ -278,6 +294,7 @@ class PruningPlan:
                         kept=tuple(int(c) for c in axis["kept"]),
                         clusters=axis["clusters"] and tuple(int(c) for c in axis["clusters"]),
                         reason=axis["reason"],
+                        rotated=bool(axis["rotated"]) if data["format"] >= ROTATED else False,
                     )
                     for axis in data["axes"]
                 ),
@@ -319,7 +336,8 @@ class PruningPlan:
         lines = [f"PruningPlan: {', '.join(costs)}"]
         wide = max((len(axis.name) for axis in self.axes), default=0)
         for axis in self.axes:
-            note = f"  ({axis.reason})" if axis.reason else ""
+            notes = ["rotated" if axis.rotated else "", axis.reason or ""]
+            note = f"  ({'; '.join(filter(None, notes))})" if any(notes) else ""
             lines.append(f"  {axis.name:<{wide}}  {axis.channels:>5} -> {axis.width:<5}{note}")
         return "\n".join(lines + left_whole(self.fixed))
 
@@ -329,7 +347,7 @@ def _costs_in(data: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
     if data["format"] == 1:
         pruned = {name: data[name] for name in OLD_COSTS}
         dense = {name: data[f"dense_{name}"] for name in OLD_COSTS}
-    elif data["format"] == FORMAT:
+    elif data["format"] in (2, FORMAT):
         pruned, dense = data["costs"], data["dense_costs"]
         if pruned.keys() != dense.keys() or not {*OLD_COSTS} <= {*pruned}:
             raise ValueError(f"costs {', '.join(OLD_COSTS)}, got {', '.join(pruned)}")

@@ -12,6 +12,7 @@ from torch import nn
 from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.precision import full_float32
 from mdcp_fast.pruning.calibration import calibration_batches, noise_batches
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.shrink import shrink_and_fit
 from mdcp_fast.tracing.check import failing_axes
@@ -78,6 +79,7 @@ def prune(
             raise RuntimeError(
                 f"prune: leave these axes whole with trace(..., ignore=...): {listed}"
             )
+    graph = _in_bases_of(plan, graph, batches)
     small, done = shrink_and_fit(
         graph, plan.positions, batches, compensate=compensate, recalibrate=recalibrate
     )
@@ -88,6 +90,27 @@ def prune(
         done.alone,
     )
     return small
+
+
+def _in_bases_of(
+    plan: PruningPlan, graph: ChannelGraph, batches: list[Inputs] | None
+) -> ChannelGraph:
+    """The traced network with the axes that the plan wants rotated in their bases."""
+    wanted = [index for index, axis in enumerate(plan.axes) if axis.rotated]
+    if not wanted:
+        return graph
+    names = ", ".join(plan.axes[index].name for index in wanted[:5])
+    if batches is None:
+        raise ValueError(
+            f"prune: calibration: expected batches, since this plan rotates {names}, got None "
+            "(search(..., rotate=False) makes plans that need none)"
+        )
+    rotation, reasons = CalibrationData(graph, batches).rotation(wanted)
+    if set(rotation.bases) != set(wanted):
+        missing = [plan.axes[index].name for index in wanted if index not in rotation.bases]
+        listed = "; ".join(f"{name}: {reasons.get(name)}" for name in missing)
+        raise ValueError(f"prune: plan: expected axes that can be rotated, got {listed}")
+    return rotation.graph
 
 
 def _warn(text: str, names: set[str]) -> None:

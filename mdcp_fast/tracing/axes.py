@@ -45,12 +45,16 @@ class Axis:
         places: Everywhere they sit.
         exact: Removing a channel equals zeroing it. False behind LayerNorm, GroupNorm or softmax
             over channels.
+        bent: What keeps the channels from being rotated: an op on the way from the layers that
+            write them to those that read them that is not linear, or tells channels apart; None for
+            a linear stream.
     """
 
     name: str
     channels: int
     places: tuple[ParameterSlice, ...]
     exact: bool = True
+    bent: str | None = None
 
     @property
     def producers(self) -> tuple[ParameterSlice, ...]:
@@ -117,10 +121,16 @@ def gather(
         if reason is None and not any(uses[index].read for (index, _), _ in found):
             reason = "no layer reads these channels"
         if reason is None:
-            axes.append(Axis(name, len(members), axis_places, exact=mixed is None))
+            bent = _first_reason(resolved, members)
+            axes.append(Axis(name, len(members), axis_places, mixed is None, bent))
         else:
             fixed.append(FixedAxis(name, positions, reason))
     return _unique_names(axes), merged(fixed + _computed_layers(uses, unwritten))
+
+
+def _first_reason(resolved: Resolved, members: Tensor) -> str | None:
+    """What keeps some of these classes from being rotated, int64 [roots]; None for nothing."""
+    return next((resolved.bent[m] for m in members.tolist() if m in resolved.bent), None)
 
 
 def _computed_layers(

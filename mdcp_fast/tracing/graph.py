@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -81,6 +82,12 @@ class ChannelGraph:
     def layers(self) -> dict[str, Layer]:
         """The layers whose weights are parameters that multiply their inputs, by path."""
         return layers_of(self.model, self.normalized_by)
+
+    def with_model(self, model: nn.Module) -> ChannelGraph:
+        """The same graph for a network of the same structure with other weights."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     @property
     def widths(self) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mdcp_fast.ops.kmeans import MAX_DIMENSIONS
 from mdcp_fast.planning.descriptors import EXACT, Descriptors, embedded, moments, responses, weights
-from mdcp_fast.planning.folded_weights import weight_gram
-from mdcp_fast.planning.reconstruction import errors_from_weights
+from mdcp_fast.pruning.folded_weights import weight_gram
+from mdcp_fast.pruning.reconstruction import errors_from_weights
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mdcp_fast.ops.evolution import Evolution
-from mdcp_fast.planning.calibration_data import CalibrationData
 from mdcp_fast.planning.descriptors import DESCRIPTORS, Descriptors, Reconstructs, moments, weights
 from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.method import NAMES, Method
 from mdcp_fast.planning.search import search
 from mdcp_fast.planning.selection import Clusters
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.graph import ChannelGraph

@@ -11,12 +11,12 @@ from blocks import image
 from torch import Tensor, nn
 
 from mdcp_fast.planning.budgets import allowed_widths, limits_of, scaled_widths, uniform_widths
-from mdcp_fast.planning.calibration_data import CalibrationData
 from mdcp_fast.planning.channels import ChannelScorer
 from mdcp_fast.planning.judge import CEILING, KeptChannels
 from mdcp_fast.planning.method import Method, resolve_method
 from mdcp_fast.planning.refit_evaluator import RefitJudge, evolve_widths
 from mdcp_fast.planning.search import search
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.graph import ChannelGraph

@@ -12,7 +12,6 @@ from mdcp_fast.ops.crowding_distance import crowding_distance
 from mdcp_fast.planning.clustering import cluster_numbers
 from mdcp_fast.planning.descriptors import Descriptors
 from mdcp_fast.planning.loss_table import GRID, loss_table, ridge_table
-from mdcp_fast.planning.reconstruction import ReconstructionError, ridge_losses
 from mdcp_fast.planning.selection import (
     RULES,
     Clustered,
@@ -22,6 +21,7 @@ from mdcp_fast.planning.selection import (
     SelectionRule,
     select,
 )
+from mdcp_fast.pruning.reconstruction import ReconstructionError, ridge_losses
 
 
 def described(sizes: list[int], dimensions: int = 3, seed: int = 0) -> Descriptors:

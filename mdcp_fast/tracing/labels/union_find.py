@@ -18,11 +18,13 @@ class Resolved:
         roots: int64 [labels], the class of every label.
         fixed: Why a class must stay whole, by root (the first reason found).
         mixed: Which op normalises over a class, so that removing is not zeroing, by root.
+        bent: Which op keeps a class from being rotated, by root (see `linearity`).
     """
 
     roots: Tensor
     fixed: dict[int, str]
     mixed: dict[int, str]
+    bent: dict[int, str]
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Classes:
     parent: list[int] = field(default_factory=lambda: [0])
     fixed: dict[int, str] = field(default_factory=dict)
     mixed: dict[int, str] = field(default_factory=dict)
+    bent: dict[int, str] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Tensor:
         """New labels, each a class of its own: int64 [count]."""
@@ -71,6 +74,11 @@ class Classes:
         for label in distinct(labels):
             self.mixed.setdefault(label, reason)
 
+    def bend(self, labels: Tensor, reason: str) -> None:
+        """Something tells these channels apart, or is not linear in them."""
+        for label in distinct(labels):
+            self.bent.setdefault(label, reason)
+
     def roots(self, labels: Tensor) -> Tensor:
         """The root of every entry of `labels`."""
         present, where = torch.unique(labels, return_inverse=True)
@@ -86,4 +94,5 @@ class Classes:
                 first.setdefault(roots[label], reason)
             return first
 
-        return Resolved(torch.tensor(roots), by_root(self.fixed), by_root(self.mixed))
+        by = [by_root(reasons) for reasons in (self.fixed, self.mixed, self.bent)]
+        return Resolved(torch.tensor(roots), *by)

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from mdcp_fast.tracing.labels import elementwise, layers, movement
 from mdcp_fast.tracing.labels.label_tensors import none
+from mdcp_fast.tracing.labels.linearity import note_nonlinear
 from mdcp_fast.tracing.labels.state import Call, Rules, Walk
 
 RULES: Rules = {**layers.RULES, **elementwise.RULES, **movement.RULES}
@@ -49,3 +50,4 @@ def _visit(walk: Walk, node: Node) -> None:
         except UNFORESEEN:
             labels = walk.unknown(call)
         walk.set_labels(node, labels)
+        note_nonlinear(walk, call)

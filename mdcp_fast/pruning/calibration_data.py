@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from mdcp_fast.modules.calls import Inputs
-from mdcp_fast.planning.fisher import output_fisher
-from mdcp_fast.planning.reconstruction import ReconstructionError, errors_from_inputs
 from mdcp_fast.pruning.calibration import calibration_batches, labelled_batches
+from mdcp_fast.pruning.fisher import output_fisher
 from mdcp_fast.pruning.input_moments import collect_grams
+from mdcp_fast.pruning.reconstruction import ReconstructionError, errors_from_inputs
+from mdcp_fast.pruning.rotation import Rotation, rotate_streams, why_not_rotated
 from mdcp_fast.tracing.graph import ChannelGraph
 
 
@@ -70,3 +71,20 @@ class CalibrationData:
                 )
         fisher = output_fisher(self._graph, consumers, self.batches)
         return errors_from_inputs(self._graph, consumers, fisher)
+
+    def rotation(self, axes: Collection[int] | None = None) -> tuple[Rotation, dict[str, str]]:
+        """The network with its linear streams in other bases: see `rotate_streams`.
+
+        Args:
+            axes: Which axes are meant; by default all that can be rotated.
+        """
+        reasons = {axis.name: why_not_rotated(self._graph, axis) for axis in self._graph.axes}
+        if all(reasons.values()):
+            return Rotation(self._graph, {}), {n: reason for n, reason in reasons.items() if reason}
+        return rotate_streams(self._graph, self.reconstruction_errors, self.batches, axes)
+
+    def rotated(self, rotation: Rotation) -> CalibrationData:
+        """What the same batches say of the network in other bases."""
+        other = CalibrationData(rotation.graph, self.batches, self.labels)
+        other.__dict__["reconstruction_errors"] = rotation.errors(self.reconstruction_errors)
+        return other

@@ -12,14 +12,14 @@ from plans import Functional
 from torch import Tensor, nn
 
 from mdcp_fast.planning.elimination import LAZY, elimination_order
-from mdcp_fast.planning.fisher import SAMPLES, TEMPERATURE, output_fisher
-from mdcp_fast.planning.reconstruction import (
+from mdcp_fast.pruning.fisher import SAMPLES, TEMPERATURE, output_fisher
+from mdcp_fast.pruning.input_moments import collect_grams
+from mdcp_fast.pruning.reconstruction import (
     ReconstructionError,
     errors_from_inputs,
     errors_from_weights,
     ridge_losses,
 )
-from mdcp_fast.pruning.input_moments import collect_grams
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 

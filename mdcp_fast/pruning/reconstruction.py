@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.modules.im2col import rows_along
-from mdcp_fast.planning.folded_weights import weight_gram
+from mdcp_fast.pruning.folded_weights import weight_gram
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean
 from mdcp_fast.pruning.ridge import TINY, damping, unpredicted
 from mdcp_fast.tracing.axes import ParameterSlice
