@@ -55,3 +55,10 @@ class Functional(nn.Module):
 
 def sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def limits_at(graph: ChannelGraph, *macs: float) -> torch.Tensor:
+    """Of a run for each share of the MACs, which may cost all else that the whole network does."""
+    return torch.tensor(
+        [list({**graph.costs, "macs": int(share * graph.macs)}.values()) for share in macs]
+    )

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import conv
+from plans import limits_at
 from torch import Tensor, nn
 
 from mdcp_fast.app.datasets import load_data
@@ -60,10 +61,9 @@ def graph() -> ChannelGraph:
 
 
 def evaluator(graph: ChannelGraph, macs: float = 1.0, **options: Any) -> MaskedJudge:
-    limits = torch.tensor([[int(macs * graph.macs), graph.params]])
     options = {"batches": BATCHES, **options}
     kept = KeptChannels(graph.widths, Clustered(moments(graph)))
-    return MaskedJudge(graph, kept, limits, **options)
+    return MaskedJudge(graph, kept, limits_at(graph, macs), **options)
 
 
 def candidates(graph: ChannelGraph, count: int = 7) -> Tensor:
@@ -139,9 +139,8 @@ def test_feasible_beats_infeasible_which_is_not_run(graph: ChannelGraph) -> None
 
 
 def test_every_run_has_its_own_limits_and_nothing_runs_twice(graph: ChannelGraph) -> None:
-    limits = torch.tensor([[graph.macs, graph.params], [graph.macs // 2, graph.params]])
     kept = KeptChannels(graph.widths, Clustered(moments(graph)))
-    both = MaskedJudge(graph, kept, limits, BATCHES)
+    both = MaskedJudge(graph, kept, limits_at(graph, 1, 0.5), BATCHES)
     widths = torch.stack([graph.widths, torch.full_like(graph.widths, 3)]).expand(2, 2, -1)
     fitness = both(widths)
     assert both.forwards == 2

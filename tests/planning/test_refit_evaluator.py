@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import image
+from plans import limits_at
 from torch import Tensor, nn
 
 from mdcp_fast.planning.budgets import allowed_widths, limits_of, scaled_widths, uniform_widths
@@ -88,11 +89,10 @@ def divergence(graph: ChannelGraph, plan: PruningPlan) -> float:
 def test_the_score_is_that_of_the_network_that_prune_returns(
     graph: ChannelGraph, kept: KeptChannels, labelled: bool
 ) -> None:
-    limits = torch.tensor([[graph.macs // 2, graph.params]])
     evaluate = RefitJudge(
         graph,
         kept,
-        limits,
+        limits_at(graph, 0.5),
         [(batch,) for batch in BATCHES],
         labels=list(LABELS.split(16)) if labelled else None,
     )
@@ -128,7 +128,7 @@ def test_norms_that_fitting_leaves_get_their_statistics_as_in_prune() -> None:
     model.head.weight.data *= 20
     graph, batches = trace(model, X[:1]), [(batch,) for batch in BATCHES]
     kept = kept_by_the_best(graph)
-    evaluate = RefitJudge(graph, kept, torch.tensor([[graph.macs, graph.params]]), batches)
+    evaluate = RefitJudge(graph, kept, limits_at(graph, 1), batches)
     widths = graph.widths // 2
     plan = PruningPlan.build(graph, [mask[0].nonzero().flatten() for mask in kept(widths[None])])
     score = float(evaluate(widths.view(1, 1, -1)))
@@ -138,15 +138,13 @@ def test_norms_that_fitting_leaves_get_their_statistics_as_in_prune() -> None:
 def test_batches_of_few_samples_are_fitted_and_scored_whole(
     graph: ChannelGraph, kept: KeptChannels
 ) -> None:
-    limits = torch.tensor([[graph.macs, graph.params]])
-    evaluate = RefitJudge(graph, kept, limits, [(one,) for one in X.split(3)])
+    evaluate = RefitJudge(graph, kept, limits_at(graph, 1), [(one,) for one in X.split(3)])
     assert evaluate.samples == len(X)
     assert 0 < float(evaluate(torch.tensor([[[6, 9, 5]]]))) < CEILING
 
 
 def test_the_network_that_is_whole_loses_nothing(graph: ChannelGraph, kept: KeptChannels) -> None:
-    limits = torch.tensor([[graph.macs, graph.params]])
-    evaluate = RefitJudge(graph, kept, limits, [(X,)])
+    evaluate = RefitJudge(graph, kept, limits_at(graph, 1), [(X,)])
     assert float(evaluate(graph.widths.view(1, 1, -1))) == pytest.approx(0, abs=1e-9)
 
 

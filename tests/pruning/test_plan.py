@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,10 +83,11 @@ def test_json_round_trip(graph: ChannelGraph) -> None:
 
 def test_plans_of_the_first_format_are_read(graph: ChannelGraph) -> None:
     """They had a field for each of two costs."""
-    plan = plan_of(graph)
+    plan, two = plan_of(graph), ("macs", "params")
+    costs, dense_costs = ({name: of[name] for name in two} for of in (plan.costs, graph.costs))
+    plan = replace(plan, costs=costs, dense_costs=dense_costs)
     data = json.loads(plan.to_json())
-    fields = {"macs": plan.macs, "params": plan.params}
-    fields |= {f"dense_{name}": cost for name, cost in graph.costs.items()}
+    fields = costs | {f"dense_{name}": cost for name, cost in dense_costs.items()}
     old = {k: v for k, v in data.items() if k not in ("costs", "dense_costs")} | fields
     assert PruningPlan.from_json(json.dumps({**old, "format": 1})) == plan
 
