@@ -1,23 +1,121 @@
-"""Statistics of BatchNorm, estimated anew on calibration batches."""
+"""Statistics of BatchNorm, estimated anew on calibration batches, relative to the dense network's.
+
+Calibration images are seldom those that a network was trained on, and their statistics are others:
+taken as they are, they damage even a network of which nothing was pruned. What pruning has changed
+is the difference between the pruned and the dense network on the same images. So with mean m and
+variance v of the pruned network's inputs, m_0 and v_0 of the dense one's, and the dense network's
+statistics mu and sigma^2,
+
+    sigma^2 + eps -> (sigma^2 + eps) r,  r = (v + eps) / (v_0 + eps),
+    mu -> mu + (m - m_0) + (mu - m_0) (r^1/2 - 1),
+
+after which the outputs on these images have the means and variances that the dense network's have.
+Where nothing changed, nothing changes, whatever the images. Both differences, m - m_0 and log r,
+are shrunk by what the images say about their own error: d -> d d^2 / (d^2 + e^2), e^2 the jackknife
+variance over images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, call, eval_mode
 from mdcp_fast.modules.layer_kinds import batch_norms
+from mdcp_fast.modules.removal import Positions, kept_tensor, rebuilt
+
+SMALLEST = 1e-30  # variances below are zero
+
+
+class ImageMoments(NamedTuple):
+    """What a BatchNorm reads of every image.
+
+    Attributes:
+        mean: float64 [images, channels].
+        square: float64 [images, channels], the mean square.
+    """
+
+    mean: Tensor
+    square: Tensor
+
+
+def image_moments(x: Tensor) -> ImageMoments:
+    """The moments of each image.
+
+    Args:
+        x: What a BatchNorm reads, [batch, channels, ...].
+    """
+    rows = x.unsqueeze(2) if x.dim() == 2 else x.flatten(2)
+    rows = rows.to(torch.promote_types(x.dtype, torch.float32))
+    return ImageMoments(rows.double().mean(2), rows.double().square().mean(2))
+
+
+def relative_statistics(
+    norm: Any, mean: Tensor, variance: Tensor, dense: ImageMoments, pruned: ImageMoments
+) -> tuple[Tensor, Tensor]:
+    """The statistics of a BatchNorm in the pruned network.
+
+    Args:
+        norm: The BatchNorm; of it eps.
+        mean: [channels], the dense network's running mean of the channels that stay.
+        variance: [channels], its running variance.
+        dense: What it reads of each image in the dense network, of the same channels.
+        pruned: What it reads in the pruned network, of the same images in the same order.
+
+    Returns:
+        Mean and variance, of the dtype of the dense ones. With a single image these.
+    """
+    together = _differences(dense, pruned, norm.eps)
+    without_one = _differences(dense, pruned, norm.eps, leave_out=True)
+    shift, logarithm = (_shrunk(*each) for each in zip(together, without_one, strict=True))
+    factor, mu, sigma = logarithm.exp(), mean.double(), variance.double()
+    new_mean = mu + shift + (mu - dense.mean.mean(0)) * (factor.sqrt() - 1)
+    new_variance = sigma + (sigma + norm.eps) * (factor - 1)
+    return new_mean.to(mean.dtype), new_variance.clamp_min(0).to(variance.dtype)
+
+
+def _shrunk(value: Tensor, without_one: Tensor) -> Tensor:
+    """An estimate, the smaller the less it stands out from its error; 0 with a single image.
+
+    Args:
+        value: float64 [channels].
+        without_one: float64 [images, channels], the same with each image left out.
+    """
+    images = len(without_one)
+    if images == 1:
+        return torch.zeros_like(value)
+    error = (without_one - without_one.mean(0)).square().sum(0) * (images - 1) / images
+    return value * value.square() / (value.square() + error).clamp_min(SMALLEST)
+
+
+def _differences(
+    dense: ImageMoments, pruned: ImageMoments, eps: float, *, leave_out: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Differences of means and of logarithms of variances; or these with each image left out."""
+
+    def moments(of: ImageMoments) -> tuple[Tensor, Tensor]:
+        count = len(of.mean)
+        mean, square = of.mean.mean(0), of.square.mean(0)
+        if leave_out:
+            rest = max(count - 1, 1)
+            mean = (mean * count - of.mean) / rest
+            square = (square * count - of.square) / rest
+        return mean, (square - mean.square()).clamp_min(0) + eps
+
+    (m, v), (m_0, v_0) = moments(pruned), moments(dense)
+    return m - m_0, (v / v_0).log()
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: list[Inputs], without: Collection[str] = ()) -> None:
     """Re-estimates the statistics of every BatchNorm as the cumulative average over `batches`.
 
-    In place. Everything but BatchNorm runs in evaluation mode; modes, momenta and weights stay as
-    they were, and so do the statistics if a batch fails.
+    In place, and absolutely: see `recalibrate_relatively`. Everything but BatchNorm runs in
+    evaluation mode; modes, momenta and weights stay as they were, and so do the statistics if a
+    batch fails.
 
     Args:
         model: The network.
@@ -51,6 +149,58 @@ def recalibrate(model: nn.Module, batches: list[Inputs], without: Collection[str
             module.momentum = momentum
 
 
+@torch.no_grad()
+def recalibrate_relatively(
+    dense: nn.Module,
+    small: nn.Module,
+    positions: Positions,
+    batches: list[Inputs],
+    without: Collection[str] = (),
+) -> None:
+    """Gives BatchNorms the dense network's statistics and what pruning has changed in them.
+
+    In place in `small`, for BatchNorms that `refit` does not reach (they run several times, or
+    batches cannot be joined): each network runs with statistics of its own batches, and nothing is
+    shrunk.
+
+    Args:
+        dense: The dense network; not changed.
+        small: The pruned one.
+        positions: Kept positions by parameter and dimension.
+        batches: The model's arguments; each batch needs more than one value per channel.
+        without: Names of BatchNorms to leave as they are.
+
+    Raises:
+        ValueError: A batch has a single value per channel.
+    """
+    names = [path for path in batch_norms(small) if path not in without]
+    if not names:
+        return
+    twin = rebuilt(dense, torch.clone)
+    for model in (twin, small):
+        recalibrate(model, batches, without)
+    known, seen, now = (batch_norms(model) for model in (dense, twin, small))
+    for path in names:
+        kept = {
+            name: positions.get(f"{path}.{name}", {}) for name in ("running_mean", "running_var")
+        }
+        mean, variance = _kept(known[path], kept)
+        dense_mean, dense_variance = (t.double() for t in _kept(seen[path], kept))
+        own_mean, own_variance = now[path].running_mean.double(), now[path].running_var.double()
+        eps = now[path].eps
+        factor = (own_variance + eps) / (dense_variance + eps)
+        shift = own_mean - dense_mean + (mean.double() - dense_mean) * (factor.sqrt() - 1)
+        now[path].running_mean.copy_(mean.double() + shift)
+        now[path].running_var.copy_(variance.double() + (variance.double() + eps) * (factor - 1))
+        now[path].num_batches_tracked.copy_(known[path].num_batches_tracked)
+
+
+def _kept(norm: Any, kept: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The statistics of the channels that stay."""
+    mean, variance = (kept_tensor(getattr(norm, name), kept[name]) for name in kept)
+    return mean, variance
+
+
 def check_several_values(x: Tensor, candidates: int = 1) -> None:
     """A variance takes two values of a channel.
 
@@ -66,22 +216,3 @@ def check_several_values(x: Tensor, candidates: int = 1) -> None:
             "calibration: expected batches with more than one value per channel for BatchNorm, got "
             f"an input of shape {[x.shape[0] // candidates, *x.shape[1:]]}"
         )
-
-
-def set_statistics(norm: Any, x: Tensor, batches: int) -> None:
-    """Gives a BatchNorm the mean and the unbiased variance of what it is about to read.
-
-    Args:
-        norm: With statistics; they change.
-        x: Its input, [batch, channels, ...].
-        batches: How many batches it counts as having seen.
-
-    Raises:
-        ValueError: `x` has a single value per channel.
-    """
-    check_several_values(x)
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(exact, [d for d in range(x.dim()) if d != 1])
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance)
-    norm.num_batches_tracked.fill_(batches)

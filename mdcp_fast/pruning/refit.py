@@ -37,11 +37,10 @@ from mdcp_fast.modules.calls import (
     tensors_in,
 )
 from mdcp_fast.modules.hooks import forward_hooks, layer_input
-from mdcp_fast.modules.im2col import taps
 from mdcp_fast.modules.layer_kinds import Layer, batch_norms
 from mdcp_fast.modules.memory import peak_memory
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
-from mdcp_fast.pruning.batch_norm import set_statistics
+from mdcp_fast.pruning.batch_norm import ImageMoments, image_moments, relative_statistics
 from mdcp_fast.pruning.calibration import joined_batches
 from mdcp_fast.pruning.compensation import compensate, lost_inputs
 from mdcp_fast.pruning.ridge import TINY, factorised
@@ -50,8 +49,9 @@ from mdcp_fast.tracing.graph import ChannelGraph
 
 # The ridge, as a share of the mean square of the entries of a patch: RIDGE for as many outputs as a
 # patch has entries, falling with the number of outputs, within bounds.
-RIDGE, LEAST_RIDGE, MOST_RIDGE = 0.03, 1e-4, 0.1
-AMPLE = 2  # outputs for each entry of a patch
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+FOLDS = 4  # parts of the images, each of which is held out once
+NARROW = 1200  # entries of a patch, above which only one part is held out
 SAME = 1e-9  # share of the outputs' energy that is rounding: such a layer is left as it is
 ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
 PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
@@ -68,15 +68,12 @@ class _Target:
         rows: int64 [R], where, as indices into the flattened `shape`.
         shape: The layer's `output_shape`.
         values: [R, outputs], of the outputs that stay.
-        ample: Whether these are enough to fit the layer from any start. With a single tap every
-            start gives much the same.
     """
 
     layer: Layer
     rows: Tensor
     shape: tuple[int, ...]
     values: Tensor
-    ample: bool
 
 
 class Refit(NamedTuple):
@@ -100,6 +97,7 @@ def refit(
     positions: Positions,
     batches: list[Inputs],
     *,
+    compensation: bool = True,
     recalibrate: bool = True,
 ) -> Refit:
     """Fits every layer whose inputs changed to the dense layer's outputs, in place in `small`.
@@ -114,19 +112,15 @@ def refit(
         positions: Kept positions by parameter and dimension.
         batches: Calibration batches (see `calibration_batches`). They run as one, of as many
             samples as fit into `MEMORY`.
-        recalibrate: Whether BatchNorm takes the statistics of its new inputs.
-
-    Raises:
-        ValueError: A BatchNorm gets a single value per channel.
+        compensation: Whether layers are fitted at all.
+        recalibrate: Whether BatchNorm takes statistics of its new inputs (see `batch_norm`).
     """
     inputs = joined_batches(batches, _samples(graph.model, batches[0]))
-    targets, norms = ({}, set()) if inputs is None else _dense_pass(graph, small, positions, inputs)
-    lost = lost_inputs(graph, positions)
-    ample = {target.layer.weight for target in targets.values() if target.ample}
-    start = lost - ample
-    skipped = set(compensate(graph, small, positions, batches, start)) if start else set()
+    lost = lost_inputs(graph, positions) if compensation else set()
+    skipped = set(compensate(graph, small, positions, batches, lost)) if lost else set()
     if inputs is None:
         return Refit(skipped, lost - skipped, set())
+    targets, norms = _dense_pass(graph, small, positions, inputs, compensation)
     fitted: set[str] = set()
 
     def fit(path: str) -> Callable[..., None]:
@@ -138,17 +132,26 @@ def refit(
 
         return hook
 
-    def re_estimate(layer: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        set_statistics(layer, layer_input(arguments, named), len(batches))
+    def re_estimate(path: str, dense: ImageMoments) -> Callable[..., None]:
+        def hook(norm: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            now = image_moments(layer_input(arguments, named))
+            mean, variance = (
+                kept_tensor(tensor_of(graph.model, name), positions.get(name, {}))
+                for name in (f"{path}.running_mean", f"{path}.running_var")
+            )
+            mean, variance = relative_statistics(norm, mean, variance, dense, now)
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+
+        return hook
 
     hooks = {path: fit(path) for path in targets}
     if recalibrate:
-        hooks |= dict.fromkeys(norms, re_estimate)
+        hooks |= {path: re_estimate(path, dense) for path, dense in norms.items()}
     by_module = [(small.get_submodule(path), hook) for path, hook in hooks.items()]
     with forward_hooks(by_module, before=True), eval_mode(small):
         call(small, inputs)
-    skipped |= lost - start
-    return Refit(skipped - fitted, lost - skipped - fitted, norms if recalibrate else set())
+    return Refit(skipped - fitted, lost - skipped - fitted, set(norms) if recalibrate else set())
 
 
 def _samples(model: nn.Module, batch: Inputs) -> int:
@@ -161,19 +164,19 @@ def _samples(model: nn.Module, batch: Inputs) -> int:
 
 
 def _dense_pass(
-    graph: ChannelGraph, small: nn.Module, positions: Positions, inputs: Inputs
-) -> tuple[dict[str, _Target], set[str]]:
+    graph: ChannelGraph, small: nn.Module, positions: Positions, inputs: Inputs, layers: bool
+) -> tuple[dict[str, _Target], dict[str, ImageMoments]]:
     """Runs the dense network.
 
     Returns:
-        For each layer that can be fitted its target, by its name; and the names of the BatchNorms
-        that have statistics. Only of what runs exactly once.
+        For each layer that can be fitted its target, by its name, if `layers` are to be; and for
+        each BatchNorm that has statistics what it reads in the channels that stay. Only of what
+        runs exactly once.
     """
-    sizes = _matrix_sizes(graph, small)
+    sizes = _matrix_sizes(graph, small) if layers else {}
     numbers = sum(groups * outputs for groups, outputs, _ in sizes.values())
     most = max(1, min(ROWS, TARGET_NUMBERS // max(numbers, 1)))
-    norms = set(batch_norms(graph.model))
-    spread = _several_taps(graph)
+    norms: dict[str, ImageMoments] = {}
     generator = torch.Generator().manual_seed(0)
     calls: Counter[str] = Counter()
     targets: dict[str, _Target] = {}
@@ -197,24 +200,29 @@ def _dense_pass(
             outputs = kind.kept_outputs(module, positions.get(layer.weight, {}))
             if outputs is not None:
                 values = values[:, outputs.to(values.device)]
-            ample = layer.weight not in spread or len(rows) >= AMPLE * entries
-            targets[path] = _Target(layer, rows, shape, values, ample)
+            targets[path] = _Target(layer, rows, shape, values)
 
         return hook
 
-    def counted(path: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+    def statistics(path: str) -> Callable[..., None]:
+        kept = positions.get(f"{path}.running_mean", {}).get(0)
+
+        def hook(
+            module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any
+        ) -> None:
             calls[path] += 1
+            x = layer_input(arguments, named)
+            norms[path] = image_moments(x if kept is None else x[:, kept.to(x.device)])
 
         return hook
 
     hooks = {path: see(graph.layers[path]) for path in sizes}
-    hooks |= {path: counted(path) for path in norms}
+    hooks |= {path: statistics(path) for path in batch_norms(graph.model)}
     model = graph.model
     by_module = [(model.get_submodule(path), hook) for path, hook in hooks.items()]
     with forward_hooks(by_module, before=False), eval_mode(model), preserve_buffers(model):
         call(model, inputs)
-    return targets, {path for path in norms if calls[path] == 1}
+    return targets, {path: moments for path, moments in norms.items() if calls[path] == 1}
 
 
 def _matrix_sizes(graph: ChannelGraph, small: nn.Module) -> dict[str, torch.Size]:
@@ -227,15 +235,6 @@ def _matrix_sizes(graph: ChannelGraph, small: nn.Module) -> dict[str, torch.Size
         for path, layer in graph.layers.items()
         if used[layer.weight] == 1 and module_of(layer.weight) == path
     }
-
-
-def _several_taps(graph: ChannelGraph) -> set[str]:
-    """Weights that read a channel of an axis at several places: kernels, flattened inputs."""
-    names = set()
-    for place in (place for axis in graph.axes for place in axis.consumers):
-        if taps(graph.model.get_parameter(place.parameter)) * place.multiplicity > 1:
-            names.add(place.parameter)
-    return names
 
 
 def _spread_rows(total: int, count: int, generator: torch.Generator) -> Tensor:
@@ -279,8 +278,9 @@ def _fit(
     if centred:
         seen -= mean
         lacking -= lacking.mean(1, keepdim=True)
+    images = target.rows // math.prod(target.shape[1:])
     try:
-        fitted = kind.as_matrix(layer, layer.weight).double() + _correction(seen, lacking)
+        fitted = kind.as_matrix(layer, layer.weight).double() + _correction(seen, lacking, images)
     except torch.linalg.LinAlgError:
         return False
     # What the outputs then have too little on average:
@@ -301,14 +301,16 @@ def _fit(
     return True
 
 
-def _correction(seen: Tensor, lacking: Tensor) -> Tensor:
+def _correction(seen: Tensor, lacking: Tensor, images: Tensor) -> Tensor:
     """The matrices D that minimise mean ||lacking - D seen||^2 + lam ||D||^2.
 
-    The error that noise makes in D grows with entries / R; so does lam.
+    lam is the share of the mean square of the inputs, among `RIDGES` and infinity, for which the
+    outputs of images that were held out come out best.
 
     Args:
         seen: [groups, R, entries].
         lacking: [groups, R, outputs].
+        images: int64 [R], the image that a row is of.
 
     Returns:
         float64 [groups, outputs, entries].
@@ -316,15 +318,62 @@ def _correction(seen: Tensor, lacking: Tensor) -> Tensor:
     Raises:
         torch.linalg.LinAlgError: The inputs are not finite.
     """
-    count, entries = seen.shape[1:]
-    share = min(max(RIDGE * entries / count, LEAST_RIDGE), MOST_RIDGE)
-    lam = share * seen.double().square().mean((1, 2)).clamp_min(TINY)
-    transposed = seen.transpose(1, 2)
-    narrow = entries <= count  # else the matrix of samples is the smaller one
-    gram = (transposed @ seen if narrow else seen @ transposed).double() / count
-    factor = factorised(gram, lam)
-    if narrow:
-        cross = (transposed @ lacking).double() / count
-        return torch.cholesky_solve(cross, factor).transpose(1, 2)
-    weights = torch.cholesky_solve(lacking.double() / count, factor)
-    return weights.transpose(1, 2) @ seen.double()
+    entries = seen.shape[2]
+    folds = FOLDS if entries <= NARROW else 1
+    parts = [_Products.of(seen, lacking, images % FOLDS == fold) for fold in range(folds)]
+    rest = _Products.of(seen, lacking, images % FOLDS >= folds)
+    whole = _Products.sum([*parts, rest])
+    gains = torch.zeros(len(RIDGES), dtype=torch.float64)
+    if int(images.max()) >= FOLDS - 1:
+        for part in parts:
+            others = whole.less(part)
+            for index, share in enumerate(RIDGES):
+                gains[index] += part.gain(others.solved(share))
+    best = int(gains.argmax())
+    if gains[best] <= 0:
+        return torch.zeros_like(whole.cross.transpose(1, 2))
+    return whole.solved(RIDGES[best])
+
+
+@dataclass(frozen=True)
+class _Products:
+    """Sums over some rows of the products of what a layer sees and lacks.
+
+    Attributes:
+        gram: float64 [groups, entries, entries].
+        cross: float64 [groups, entries, outputs].
+        count: How many rows.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, seen: Tensor, lacking: Tensor, chosen: Tensor) -> _Products:
+        left, right = seen[:, chosen], lacking[:, chosen]
+        transposed = left.transpose(1, 2)
+        return cls((transposed @ left).double(), (transposed @ right).double(), left.shape[1])
+
+    @classmethod
+    def sum(cls, parts: list[_Products]) -> _Products:
+        gram, cross = parts[0].gram.clone(), parts[0].cross.clone()
+        for part in parts[1:]:
+            gram += part.gram
+            cross += part.cross
+        return cls(gram, cross, sum(part.count for part in parts))
+
+    def less(self, part: _Products) -> _Products:
+        return _Products(self.gram - part.gram, self.cross - part.cross, self.count - part.count)
+
+    def solved(self, share: float) -> Tensor:
+        """The correction with a ridge of this share: float64 [groups, outputs, entries]."""
+        count = max(self.count, 1)
+        gram = self.gram / count
+        lam = share * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY)
+        return torch.cholesky_solve(self.cross / count, factorised(gram, lam)).transpose(1, 2)
+
+    def gain(self, correction: Tensor) -> float:
+        """By how much a correction lowers the sum of squares of what these rows lack."""
+        linear = 2 * (correction * self.cross.transpose(1, 2)).sum()
+        return float(linear - ((correction @ self.gram) * correction).sum())

@@ -8,7 +8,7 @@ from torch import nn
 
 from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.removal import Positions, remove
-from mdcp_fast.pruning.batch_norm import recalibrate as re_estimate
+from mdcp_fast.pruning.batch_norm import recalibrate_relatively
 from mdcp_fast.pruning.refit import Refit, refit
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -48,8 +48,10 @@ def shrink_and_fit(
     small, done = remove(graph.model, positions), Refit(set(), set(), set())
     if batches is None or not positions:
         return Shrunk(small, done)
-    if compensate:
-        done = refit(graph, small, positions, batches, recalibrate=recalibrate)
+    if compensate or recalibrate:
+        done = refit(
+            graph, small, positions, batches, compensation=compensate, recalibrate=recalibrate
+        )
     if recalibrate:
-        re_estimate(small, batches, without=done.norms)
+        recalibrate_relatively(graph.model, small, positions, batches, without=done.norms)
     return Shrunk(small, done)
