@@ -66,7 +66,9 @@ class ChannelScorer:
         measured = None
         if self._calibration is not None:
             measured = self._calibration.reconstruction_errors
-        if isinstance(self.choose, Nested) and (measured is None or self._errors is measured):
+        held_out = measured is not None and any(e.held_out is not None for a in measured for e in a)
+        own = isinstance(self.choose, Nested) and (measured is None or self._errors is measured)
+        if isinstance(self.choose, Nested) and own and not held_out:
             return self.choose.table()
         if measured is not None:
             return ridge_table(measured, self.graph.widths, choices, self.choose)

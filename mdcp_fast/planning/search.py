@@ -130,6 +130,7 @@ def search(
     problem = WidthProblem(graph, limits, choices, seed)
     scorer = ChannelScorer(graph, how, data, seed, rotated)
     widths, histories, judged = _widths(problem, scorer, how, data)
+    widths = problem.whole_where_allowed(widths)
     settings = {
         **({} if preset is None else {"preset": preset}),
         **how.settings,

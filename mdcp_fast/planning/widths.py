@@ -41,6 +41,16 @@ class WidthProblem:
         """The largest widths, all at one share of the dense ones: int64 [runs, axes]."""
         return uniform_widths(self.graph, self.limits, self.choices)
 
+    def whole_where_allowed(self, widths: Tensor) -> Tensor:
+        """The same widths, and the largest ones for budgets that these meet.
+
+        Args:
+            widths: int64 [runs, axes].
+        """
+        largest = torch.tensor([int(one[-1]) for one in self.choices])
+        fits = (self.graph.cost.evaluate(largest) <= self.limits).all(1)
+        return torch.where(fits.unsqueeze(1), largest, widths)
+
 
 class Widths(NamedTuple):
     """Widths that meet the limits.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from mdcp_fast.modules.calls import Inputs, map_tensors, tensors_in
 from mdcp_fast.tracing.graph import ChannelGraph
 
 NOISE_SAMPLES = 256
+HELD_OUT = 4  # one of so many samples is held out
 SMOOTHNESS = 1.5  # the power of the frequency by which the amplitude of noise images falls
 
 
@@ -137,6 +138,21 @@ def _same(left: Any, right: Any) -> bool:
 def samples_in(batch: Inputs) -> int:
     """How many samples a batch has: the length of its first tensor with any dimensions."""
     return next((len(x) for x in tensors_in(batch) if x.dim()), 1)
+
+
+def held_out_batches(batches: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
+    """The batches without every fourth sample, and those samples.
+
+    Where a batch's tensors do not have as many samples each, or batches have fewer than four, all
+    are in the first list.
+    """
+    if any({len(t) if t.dim() else 0 for t in tensors_in(b)} != {samples_in(b)} for b in batches):
+        return list(batches), []
+    if any(samples_in(batch) < HELD_OUT for batch in batches):
+        return list(batches), []
+    return [
+        map_tensors(batch, lambda t: t[torch.arange(len(t)) % HELD_OUT > 0]) for batch in batches
+    ], [map_tensors(batch, lambda t: t[::HELD_OUT]) for batch in batches]
 
 
 def labelled_batches(

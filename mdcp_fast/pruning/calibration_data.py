@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mdcp_fast.modules.calls import Inputs
-from mdcp_fast.pruning.calibration import calibration_batches, labelled_batches
+from mdcp_fast.pruning.calibration import calibration_batches, held_out_batches, labelled_batches
 from mdcp_fast.pruning.fisher import output_fisher
 from mdcp_fast.pruning.input_moments import collect_grams
 from mdcp_fast.pruning.reconstruction import ReconstructionError, errors_from_inputs
@@ -62,7 +62,14 @@ class CalibrationData:
         Raises:
             ValueError: What a layer reads is not finite.
         """
-        consumers, _ = collect_grams(self._graph, self.batches)
+        most, held_out = held_out_batches(self.batches)
+        consumers, _ = collect_grams(self._graph, most)
+        parts = {}
+        if held_out:
+            others, _ = collect_grams(self._graph, held_out, like=consumers)
+            both = zip(consumers, others, strict=True)
+            parts = {part.weight: (part, rest) for part, rest in both if part.samples}
+            consumers = [part + rest for part, rest in zip(consumers, others, strict=True)]
         for consumer in consumers:
             if consumer.gram is not None and not consumer.usable:
                 raise ValueError(
@@ -70,7 +77,7 @@ class CalibrationData:
                     f"layers read is finite, got NaN or infinities at {consumer.weight}"
                 )
         fisher = output_fisher(self._graph, consumers, self.batches)
-        return errors_from_inputs(self._graph, consumers, fisher)
+        return errors_from_inputs(self._graph, consumers, fisher, parts)
 
     def rotation(self, axes: Collection[int] | None = None) -> tuple[Rotation, dict[str, str]]:
         """The network with its linear streams in other bases: see `rotate_streams`.

@@ -7,8 +7,8 @@ channels, scores widths and compensates what was dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,6 +94,32 @@ class Consumer:
         gram = gram - offset.unsqueeze(2) * offset.unsqueeze(1)
         return gram if centred else gram + mean.unsqueeze(2) * mean.unsqueeze(1), mean
 
+    def __add__(self, other: Consumer) -> Consumer:
+        """The sums over the inputs of both, which have the same pivot."""
+        if self.gram is None or other.gram is None:
+            return other if self.gram is None else self
+        assert self.total is not None and other.total is not None
+        return replace(
+            self,
+            gram=self.gram + other.gram,
+            total=self.total + other.total,
+            samples=self.samples + other.samples,
+        )
+
+    def moments_about(self, center: Tensor) -> Tensor:
+        """The Gram matrix per sample about a point.
+
+        Args:
+            center: float64 [groups, channels].
+
+        Returns:
+            float64 [groups, channels, channels].
+        """
+        assert self.pivot is not None and self.gram is not None and self.total is not None
+        away = self.pivot.squeeze(1).double() - center
+        mixed = (self.total / self.samples).unsqueeze(2) * away.unsqueeze(1)
+        return self.gram / self.samples + mixed + mixed.mT + away.unsqueeze(2) * away.unsqueeze(1)
+
     def channels(self, positions: Tensor) -> Tensor:
         """The channels of a group that sit at these positions along the weight's dimension.
 
@@ -135,7 +161,10 @@ def absorbs_mean(consumer: Consumer) -> bool:
 
 @torch.no_grad()
 def collect_grams(
-    graph: ChannelGraph, batches: Iterable[Inputs], weights: Collection[str] | None = None
+    graph: ChannelGraph,
+    batches: Iterable[Inputs],
+    weights: Collection[str] | None = None,
+    like: Sequence[Consumer] = (),
 ) -> tuple[list[Consumer], list[str]]:
     """Runs the dense network on calibration batches and sums up what its layers read.
 
@@ -145,12 +174,17 @@ def collect_grams(
         graph: The traced network; not changed.
         batches: The model's arguments (see `calibration_batches`).
         weights: Names of the weights that are wanted; by default all that read an axis.
+        like: Consumers of other batches, whose pivots these sums are to have, so that both can be
+            added.
 
     Returns:
         The consumers, in the order of the graph's axes, and the names of the weights that are left
         out: of layers that are not called as modules, or too wide for a Gram matrix.
     """
     consumers, skipped = _consumers(graph, weights)
+    pivots = {consumer.weight: consumer.pivot for consumer in like}
+    for consumer in consumers:
+        consumer.pivot = pivots.get(consumer.weight)
     model = graph.model
     hooks = [
         (model.get_submodule(layer.path), consumer.seeing(layer.kind))

@@ -21,9 +21,11 @@ from torch import Tensor
 from mdcp_fast.modules.im2col import rows_along
 from mdcp_fast.pruning.folded_weights import weight_gram
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean
-from mdcp_fast.pruning.ridge import TINY, damping, unpredicted
+from mdcp_fast.pruning.ridge import TINY, damping, mispredicted, unpredicted
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
+
+STRONGER = (1.0, 100.0)  # ridges that are tried where images were held out: the fit chooses, too
 
 
 class ReconstructionError(NamedTuple):
@@ -34,10 +36,15 @@ class ReconstructionError(NamedTuple):
     Attributes:
         gram: float64 [groups, entries, entries], G.
         effect: float64 [groups, entries, entries], S.
+        fitted: The second moments that ridge regression is made from when it is tried on others;
+            None where nothing was held out.
+        held_out: Those of images that were held out, about the same point.
     """
 
     gram: Tensor
     effect: Tensor
+    fitted: Tensor | None = None
+    held_out: Tensor | None = None
 
     @property
     def kernel(self) -> Tensor:
@@ -52,6 +59,7 @@ def errors_from_inputs(
     graph: ChannelGraph,
     consumers: Sequence[Consumer],
     fisher: Mapping[str, Tensor] | None = None,
+    parts: Mapping[str, tuple[Consumer, Consumer]] | None = None,
 ) -> list[list[ReconstructionError]]:
     """The errors of every axis from calibration batches.
 
@@ -60,6 +68,7 @@ def errors_from_inputs(
         consumers: From `collect_grams`.
         fisher: From `output_fisher`: how much each output matters. Without it, and for
             layers on which no answer depends, all matter alike.
+        parts: By weight, the consumers of most of the images and of those that were held out.
 
     Returns:
         For each axis, its errors, in shares of the layers' effects, times a weight of the layer
@@ -84,22 +93,39 @@ def errors_from_inputs(
             from_weights = from_weights or errors_from_weights(graph)
             errors.append(from_weights[index])
             continue
-        errors.append([_of_place(known[place.parameter], place, average) for place in places])
+        errors.append(
+            [
+                _of_place(
+                    known[place.parameter], place, average, (parts or {}).get(place.parameter)
+                )
+                for place in places
+            ]
+        )
     return errors
 
 
-def _of_place(layer: _Effect, place: ParameterSlice, average: float) -> ReconstructionError:
+def _of_place(
+    layer: _Effect,
+    place: ParameterSlice,
+    average: float,
+    parts: tuple[Consumer, Consumer] | None,
+) -> ReconstructionError:
     """What a layer loses with the channels of one of the axes that it reads.
 
     Args:
         layer: What its inputs do.
         place: Where the axis's channels lie in its weight.
         average: Square root of a layer's whole effect on the answer.
+        parts: Consumers of most of the images and of those that were held out.
     """
     scale = layer.total**0.5 * average if layer.weighted else layer.total
     entries = _entries(layer.consumer, place).to(layer.gram.device)
-    gram, effect = (matrix[:, entries][:, :, entries] for matrix in (layer.gram, layer.effect))
-    return ReconstructionError(gram, effect / max(scale, TINY))
+    matrices = [layer.gram, layer.effect / max(scale, TINY)]
+    if parts is not None:
+        centred = absorbs_mean(layer.consumer)
+        gram, mean = parts[0].moments(centred)
+        matrices += [gram, parts[1].moments_about(mean if centred else torch.zeros_like(mean))]
+    return ReconstructionError(*(matrix[:, entries][:, :, entries] for matrix in matrices))
 
 
 class _Effect(NamedTuple):
@@ -170,6 +196,9 @@ def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
 def ridge_losses(errors: Sequence[ReconstructionError], kept: Tensor) -> Tensor:
     """What the layers that read an axis cannot predict of the channels that go.
 
+    On images that were held out, where there are such: a layer that sees fewer samples than it has
+    channels (one behind global pooling) predicts those that it was fitted to from any of them.
+
     Args:
         errors: Of the axis.
         kept: bool [jobs, channels], at least one in each job.
@@ -178,11 +207,18 @@ def ridge_losses(errors: Sequence[ReconstructionError], kept: Tensor) -> Tensor:
         float64 [jobs], summed over the errors; 0 where all channels stay.
     """
     losses = torch.zeros(len(kept), dtype=torch.float64)
-    for gram, effect in errors:
+    for error in errors:
+        gram, effect = error.gram, error.effect
         size, lam = gram.shape[1] // kept.shape[1], damping(gram)
         for job, mask in enumerate(kept):
             stays = mask.repeat_interleave(size).to(gram.device)
             if bool(stays.all()):
                 continue
-            losses[job] += unpredicted(gram, effect, stays, lam)
+            if error.fitted is None or error.held_out is None:
+                losses[job] += unpredicted(gram, effect, stays, lam)
+                continue
+            losses[job] += min(
+                mispredicted(error.fitted, error.held_out, effect, stays, lam * stronger)
+                for stronger in STRONGER
+            )
     return losses.clamp_min(0)

@@ -8,10 +8,11 @@ dense layer gave:
     argmin over W of  mean ||t - W p(y)||^2 + lam ||W - W_0||^2
 
 t are the dense layer's outputs, p(y) the patches that they see (all taps, and the zeros of the
-padding), W_0 the weight as it was. The ridge lam falls as the outputs grow in number (see `RIDGE`).
+padding), W_0 the weight as `compensate` leaves it, which has looked at the dense network alone. How
+far W goes from there is for images to say that were held out (see `held_out_ridge`).
 Where the layer has a bias or a BatchNorm right behind it, t and p are centred and the mean goes
-there. A BatchNorm takes the statistics of its input before it runs, so that what follows it is
-fitted to its final output.
+there. A BatchNorm takes statistics of its input before it runs (see `batch_norm`), so that what
+follows it is fitted to its final output.
 
 The same idea as He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017,
 section 3.1, with all of a layer's inputs as regressors, every kind of layer, and a ridge.
@@ -43,15 +44,10 @@ from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.batch_norm import ImageMoments, image_moments, relative_statistics
 from mdcp_fast.pruning.calibration import joined_batches
 from mdcp_fast.pruning.compensation import compensate, lost_inputs
-from mdcp_fast.pruning.ridge import TINY, factorised
+from mdcp_fast.pruning.held_out_ridge import held_out_ridge
 from mdcp_fast.tracing.axes import module_of
 from mdcp_fast.tracing.graph import ChannelGraph
 
-# The ridge, as a share of the mean square of the entries of a patch: RIDGE for as many outputs as a
-# patch has entries, falling with the number of outputs, within bounds.
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-FOLDS = 4  # parts of the images, each of which is held out once
-NARROW = 1200  # entries of a patch, above which only one part is held out
 SAME = 1e-9  # share of the outputs' energy that is rounding: such a layer is left as it is
 ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
 PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
@@ -280,9 +276,10 @@ def _fit(
         lacking -= lacking.mean(1, keepdim=True)
     images = target.rows // math.prod(target.shape[1:])
     try:
-        fitted = kind.as_matrix(layer, layer.weight).double() + _correction(seen, lacking, images)
+        correction = held_out_ridge(seen, lacking, images)
     except torch.linalg.LinAlgError:
         return False
+    fitted = kind.as_matrix(layer, layer.weight).double() + correction
     # What the outputs then have too little on average:
     shift = (
         wanted.double().mean(1) - (mean.double() @ fitted.transpose(1, 2)).squeeze(1)
@@ -299,81 +296,3 @@ def _fit(
         dense = kept_tensor(dense, positions.get(running_mean, {}))
         tensor_of(small, running_mean).copy_(dense - shift)
     return True
-
-
-def _correction(seen: Tensor, lacking: Tensor, images: Tensor) -> Tensor:
-    """The matrices D that minimise mean ||lacking - D seen||^2 + lam ||D||^2.
-
-    lam is the share of the mean square of the inputs, among `RIDGES` and infinity, for which the
-    outputs of images that were held out come out best.
-
-    Args:
-        seen: [groups, R, entries].
-        lacking: [groups, R, outputs].
-        images: int64 [R], the image that a row is of.
-
-    Returns:
-        float64 [groups, outputs, entries].
-
-    Raises:
-        torch.linalg.LinAlgError: The inputs are not finite.
-    """
-    entries = seen.shape[2]
-    folds = FOLDS if entries <= NARROW else 1
-    parts = [_Products.of(seen, lacking, images % FOLDS == fold) for fold in range(folds)]
-    rest = _Products.of(seen, lacking, images % FOLDS >= folds)
-    whole = _Products.sum([*parts, rest])
-    gains = torch.zeros(len(RIDGES), dtype=torch.float64)
-    if int(images.max()) >= FOLDS - 1:
-        for part in parts:
-            others = whole.less(part)
-            for index, share in enumerate(RIDGES):
-                gains[index] += part.gain(others.solved(share))
-    best = int(gains.argmax())
-    if gains[best] <= 0:
-        return torch.zeros_like(whole.cross.transpose(1, 2))
-    return whole.solved(RIDGES[best])
-
-
-@dataclass(frozen=True)
-class _Products:
-    """Sums over some rows of the products of what a layer sees and lacks.
-
-    Attributes:
-        gram: float64 [groups, entries, entries].
-        cross: float64 [groups, entries, outputs].
-        count: How many rows.
-    """
-
-    gram: Tensor
-    cross: Tensor
-    count: int
-
-    @classmethod
-    def of(cls, seen: Tensor, lacking: Tensor, chosen: Tensor) -> _Products:
-        left, right = seen[:, chosen], lacking[:, chosen]
-        transposed = left.transpose(1, 2)
-        return cls((transposed @ left).double(), (transposed @ right).double(), left.shape[1])
-
-    @classmethod
-    def sum(cls, parts: list[_Products]) -> _Products:
-        gram, cross = parts[0].gram.clone(), parts[0].cross.clone()
-        for part in parts[1:]:
-            gram += part.gram
-            cross += part.cross
-        return cls(gram, cross, sum(part.count for part in parts))
-
-    def less(self, part: _Products) -> _Products:
-        return _Products(self.gram - part.gram, self.cross - part.cross, self.count - part.count)
-
-    def solved(self, share: float) -> Tensor:
-        """The correction with a ridge of this share: float64 [groups, outputs, entries]."""
-        count = max(self.count, 1)
-        gram = self.gram / count
-        lam = share * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(TINY)
-        return torch.cholesky_solve(self.cross / count, factorised(gram, lam)).transpose(1, 2)
-
-    def gain(self, correction: Tensor) -> float:
-        """By how much a correction lowers the sum of squares of what these rows lack."""
-        linear = 2 * (correction * self.cross.transpose(1, 2)).sum()
-        return float(linear - ((correction @ self.gram) * correction).sum())

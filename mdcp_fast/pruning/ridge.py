@@ -82,3 +82,23 @@ def unpredicted(gram: Tensor, effect: Tensor, stays: Tensor, lam: Tensor) -> flo
     weights = effect[:, ~stays][:, :, ~stays]
     total = (weights * gram[:, ~stays][:, :, ~stays]).sum()
     return float(total - ((across @ weights) * across).sum())
+
+
+def mispredicted(
+    gram: Tensor, held_out: Tensor, effect: Tensor, stays: Tensor, lam: Tensor
+) -> float:
+    """tr(S E[e e^T]) of the errors e = x_D - B x_K on other samples than B was made from.
+
+    Args:
+        gram: float64 [groups, n, n], G, of which B = G_DK (G_KK + lam I)^-1.
+        held_out: float64 [groups, n, n], the second moments of the other samples.
+        effect: float64 [groups, n, n], S; of it the rows and columns D are used.
+        stays: bool [n], true for K.
+        lam: float64 [groups].
+    """
+    factor = factorised(gram[:, stays][:, :, stays], lam)
+    predict = torch.cholesky_solve(gram[:, stays][:, :, ~stays], factor)  # [groups, K, D]
+    across = held_out[:, stays][:, :, ~stays]
+    inside = held_out[:, stays][:, :, stays] @ predict
+    left = held_out[:, ~stays][:, :, ~stays] - 2 * across.mT @ predict + predict.mT @ inside
+    return float((effect[:, ~stays][:, :, ~stays] * left).sum())

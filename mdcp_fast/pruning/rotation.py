@@ -187,7 +187,7 @@ def _by_channel(error: ReconstructionError, channels: int) -> tuple[Tensor, Tens
     size = error.gram.shape[1] // channels
     parts = [
         matrix.sum(0).cpu().unflatten(0, (channels, size)).unflatten(2, (channels, size))
-        for matrix in error
+        for matrix in (error.gram, error.effect)
     ]
     gram, effect = (part.diagonal(dim1=1, dim2=3).sum(-1) for part in parts)
     return gram / size, effect
@@ -197,9 +197,17 @@ def _changed_error(error: ReconstructionError, basis: Basis) -> ReconstructionEr
     size = error.gram.shape[1] // len(basis.forward)
     one = torch.eye(size, dtype=torch.float64)
     forward, inverse = (torch.kron(matrix, one).to(error.gram.device) for matrix in basis)
-    gram = forward @ error.gram @ forward.T
-    effect = inverse.T @ error.effect @ inverse
-    return ReconstructionError((gram + gram.mT) / 2, (effect + effect.mT) / 2)
+
+    def changed(matrix: Tensor, by: Tensor) -> Tensor:
+        product = by @ matrix @ by.T
+        return (product + product.mT) / 2
+
+    moments = [
+        None if matrix is None else changed(matrix, forward)
+        for matrix in (error.gram, error.fitted, error.held_out)
+    ]
+    assert moments[0] is not None
+    return ReconstructionError(moments[0], changed(error.effect, inverse.T), *moments[1:])
 
 
 def _rotate(
@@ -246,10 +254,10 @@ def _place_of(axis: Axis, parameter: str) -> Tensor:
     return next(place.positions for place in axis.places if place.parameter == parameter)
 
 
-def _multiply(weight: Tensor, place: ParameterSlice, scale: Tensor) -> None:
+def _multiply(tensor: Tensor, place: ParameterSlice, scale: Tensor) -> None:
     """Multiplies what lies at an axis's positions, in place."""
-    rows = weight.movedim(place.dimension, 0)
-    shape = (*scale.shape, *[1] * (weight.dim() - 1))
+    rows = tensor.movedim(place.dimension, 0)
+    shape = (*scale.shape, *[1] * (tensor.dim() - 1))
     rows[place.positions] = rows[place.positions] * scale.view(shape)
 
 

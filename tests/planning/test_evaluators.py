@@ -217,6 +217,7 @@ def test_the_table_is_the_default_and_its_plans_stay_the_same(graph: ChannelGrap
         "evolution": "l-shade",
         "evaluator": "table",
         "channels_per_cluster": 1.0,
+        "rotate": False,
         "round_to": 1,
         "min_keep": 0.1,
         "population": 64,

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mdcp_fast.pruning.calibration import joined_batches, noise_batches
 from mdcp_fast.pruning.compensation import compensate
+from mdcp_fast.pruning.held_out_ridge import RIDGES
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.pruning.refit import RIDGE, refit
+from mdcp_fast.pruning.refit import refit
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 
@@ -77,8 +78,8 @@ def test_outputs_are_nearer_than_with_layers_that_look_at_the_dense_network(
 
 
 @torch.no_grad()
-def test_each_layer_is_the_ridge_regression_of_what_it_reads() -> None:
-    """With its starting point where the ridge pulls; the mean goes to the bias."""
+def test_each_layer_is_a_ridge_regression_of_what_it_reads() -> None:
+    """From where compensation leaves it, with a ridge of the path; the mean goes to the bias."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1))
     model = model.eval().double()
@@ -86,8 +87,9 @@ def test_each_layer_is_the_ridge_regression_of_what_it_reads() -> None:
     graph = trace(model, x[:1])
     kept = [0, 1, 4, 6]
     plan = PruningPlan.build(graph, [kept])
-    small = prune(graph, plan)
-    start = small[2].weight.flatten(1).clone()
+    small, start = prune(graph, plan), prune(graph, plan)
+    compensate(graph, start, plan.positions, [(x,)])
+    before = start[2].weight.flatten(1)
     assert refit(graph, small, plan.positions, [(x,)]) == (set(), set(), set())
 
     hidden = model[1](model[0](x))[:, kept]
@@ -95,33 +97,16 @@ def test_each_layer_is_the_ridge_regression_of_what_it_reads() -> None:
     seen = seen - seen.mean(0)
     target = model(x).flatten(2).transpose(1, 2).flatten(0, 1)
     gram = seen.T @ seen / len(seen)
-    share = RIDGE * 36 / len(seen)
-    ridge = share * gram.diagonal().mean() * torch.eye(36, dtype=torch.float64)
-    lacking = target - target.mean(0) - seen @ start.T
-    expected = start + torch.linalg.solve(gram + ridge, seen.T @ lacking / len(seen)).T
-    assert torch.allclose(small[2].weight.flatten(1), expected, rtol=1e-9)
+    lacking = target - target.mean(0) - seen @ before.T
+    one = gram.diagonal().mean() * torch.eye(36, dtype=torch.float64)
+    path = [
+        before + torch.linalg.solve(gram + share * one, seen.T @ lacking / len(seen)).T
+        for share in RIDGES
+    ]
+    fitted = small[2].weight.flatten(1)
+    assert any(torch.allclose(fitted, expected, rtol=1e-9) for expected in path)
     assert (small(x) - model(x)).mean((0, 2, 3)).abs().max() < 1e-12
     assert torch.equal(small[0].weight, model[0].weight[kept])  # it gives what it gave
-
-
-@torch.no_grad()
-def test_more_weights_than_samples() -> None:
-    """The regression is solved among the samples then, to the same effect."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 3)).eval().double()
-    x = torch.randn(8, 12, dtype=torch.float64)
-    graph = trace(model, x[:1])
-    plan = PruningPlan.build(graph, [range(20)])
-    small = prune(graph, plan)
-    start = small[2].weight.clone()
-    refit(graph, small, plan.positions, [(x,)])
-    seen = model[1](model[0](x))[:, :20]
-    seen = seen - seen.mean(0)
-    gram = seen.T @ seen / 8
-    ridge = RIDGE * 20 / 8 * gram.diagonal().mean() * torch.eye(20, dtype=torch.float64)
-    lacking = model(x) - model(x).mean(0) - seen @ start.T
-    expected = start + torch.linalg.solve(gram + ridge, seen.T @ lacking / 8).T
-    assert torch.allclose(small[2].weight, expected, rtol=1e-9)
 
 
 @torch.no_grad()
@@ -152,24 +137,38 @@ def test_nothing_pruned_changes_nothing(graph: ChannelGraph) -> None:
 
 
 @torch.no_grad()
-def test_statistics_are_those_of_the_final_network(graph: ChannelGraph) -> None:
-    x = image(batch=SEEN)
-    plan = uniform_plan(graph, 0.4)
-    small = prune(graph, plan, calibration=list(x.split(16)), check=False)
-    seen: dict[str, Tensor] = {}
+def test_outputs_of_batch_norm_have_the_moments_that_the_dense_ones_have(
+    graph: ChannelGraph,
+) -> None:
+    """On the calibration images, up to what is shrunk, whatever the dense statistics are."""
+    x = image(batch=256)
+    plan = uniform_plan(graph, 0.5)
+    small = prune(graph, plan, calibration=[x], compensate=False, check=False)
+    dropped = prune(graph, plan, check=False)
 
-    def note(norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
-        assert torch.allclose(mean, norm.running_mean, atol=1e-5)
-        assert torch.allclose(variance, norm.running_var, rtol=1e-4)
-        seen[str(norm)] = mean
+    def moments(network: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, module in network.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                kept = plan.kept(f"{name}.weight", 0) if network is graph.model else None
 
-    for module in small.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.num_batches_tracked == 4
-            module.register_forward_pre_hook(note)
-    small(x)
-    assert seen
+                def note(
+                    norm: Any, i: Any, out: Tensor, name: str = name, kept: Any = kept
+                ) -> None:
+                    out = out if kept is None else out[:, kept]
+                    variance, mean = torch.var_mean(out, (0, 2, 3))
+                    seen[name] = mean, variance.sqrt()
+
+                hook = module.register_forward_hook(note)
+                network(x)
+                hook.remove()
+        return seen
+
+    wanted, got, without = moments(graph.model), moments(small), moments(dropped)
+    assert any((without[n][0] - wanted[n][0]).abs().max() > 0.1 for n in wanted)
+    for name, (mean, deviation) in wanted.items():
+        assert (got[name][0] - mean).abs().max() < 0.03
+        assert ((got[name][1] - deviation) / deviation.clamp_min(0.1)).abs().max() < 0.1
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:
@@ -352,12 +351,13 @@ def test_a_failure_shows_and_leaves_no_hooks() -> None:
         assert all(module.training for module in network.modules())
 
 
-def test_a_single_value_per_channel_is_refused() -> None:
+def test_a_single_value_per_channel_says_nothing_of_statistics() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()
     x = torch.randn(1, 3)
     graph = trace(model, x)
-    with pytest.raises(ValueError, match="more than one value per channel for BatchNorm"):
-        prune(graph, PruningPlan.build(graph, [range(3)]), calibration=[x])
+    small = prune(graph, PruningPlan.build(graph, [range(3)]), calibration=[x], compensate=False)
+    assert torch.equal(small[1].running_var, model[1].running_var[:3])
+    assert torch.equal(small[1].running_mean, model[1].running_mean[:3])
 
 
 def test_batches_that_cannot_be_joined() -> None:
