@@ -295,9 +295,9 @@ def test_rotation_can_be_turned_off(mobile: ChannelGraph, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("images", [1, 24])
-def test_nothing_pruned_is_nothing_changed(mobile: ChannelGraph, images: int) -> None:
+def test_nothing_pruned_is_nothing_changed(mobile: ChannelGraph, x: Tensor, images: int) -> None:
     """Bit for bit, whatever the images."""
-    noise = 5 * torch.randn(images, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = 5 * torch.randn(images, *x.shape[1:], generator=torch.Generator().manual_seed(0))
     whole = search(mobile, macs=1.0, calibration=[noise])
     assert not whole.positions
     for calibration in ([noise], "noise"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from mdcp_fast.modules.layer_kinds import BATCH_NORM, CONVOLUTION, LINEAR, TRANSPOSED
-from mdcp_fast.tracing.labels import movement
+from mdcp_fast.tracing.labels import elementwise, movement
 from mdcp_fast.tracing.labels.label_tensors import varying
 from mdcp_fast.tracing.labels.state import Call, Walk, op_name
 
@@ -31,7 +31,8 @@ MOVES = (
     "channel_shuffle native_channel_shuffle mean sum"
 )
 POOLS = [op for op in movement.SPATIAL if not op.startswith(("max_", "adaptive_max", "lp_"))]
-LINEAR_OPS = frozenset([*COPIES.split(), *MOVES.split(), *POOLS])
+UNREAD = f"{elementwise.CREATION} {elementwise.CHECKS}"  # these look at sizes alone
+LINEAR_OPS = frozenset([*COPIES.split(), *MOVES.split(), *UNREAD.split(), *POOLS])
 
 
 def note_nonlinear(walk: Walk, call: Call) -> None:
