@@ -92,18 +92,16 @@ class CostModel:
         bounds = self.table_offsets.tolist()
         for cost, (begin, end) in enumerate(pairwise(bounds)):
             for table in range(begin, end):
-                costs[..., cost] += self._entries(table, counts)
+                costs[..., cost] += self.entries(table, counts[..., self.tables[table]])
         return costs
 
-    def _entries(self, table: int, counts: Tensor) -> Tensor:
-        """The entries of a table at counts [..., counts]: [...]."""
+    def entries(self, table: int, counts: Tensor) -> Tensor:
+        """The entries of a table at its two counts, int64 [..., 2]: int64 [...]."""
         begin, middle, end = self.edge_offsets[2 * table : 2 * table + 3].tolist()
         row, column = (
-            torch.bucketize(counts[..., count].contiguous(), edges).clamp_max(len(edges) - 1)
+            torch.bucketize(count.contiguous(), edges).clamp_max(len(edges) - 1)
             for count, edges in zip(
-                self.tables[table].tolist(),
-                (self.edges[begin:middle], self.edges[middle:end]),
-                strict=True,
+                counts.unbind(-1), (self.edges[begin:middle], self.edges[middle:end]), strict=True
             )
         )
         first = int(self.value_offsets[table])

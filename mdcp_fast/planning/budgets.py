@@ -55,7 +55,8 @@ def uniform_widths(graph: ChannelGraph, limits: Tensor, choices: Sequence[Tensor
     wanted = shares.unsqueeze(1) * graph.widths
     widths = Grid(choices).widths(_below(wanted, choices))  # [shares, axes]
     fits = (graph.cost.evaluate(widths) <= limits.unsqueeze(1)).all(2)  # [runs, shares]
-    return widths[fits.long().sum(1) - 1]  # costs never fall as widths grow
+    # The last that fits, and not how many do: measured costs may fall as widths grow.
+    return widths[(fits * torch.arange(len(shares))).argmax(1)]
 
 
 def scaled_widths(

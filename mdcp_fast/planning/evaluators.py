@@ -90,14 +90,7 @@ class NetworkEvaluator:
         self, problem: WidthProblem, kept: KeptChannels, calibration: CalibrationData
     ) -> AnswerJudge:
         """What scores candidates."""
-        return MaskedJudge(
-            problem.graph,
-            kept,
-            problem.limits,
-            calibration.batches,
-            labels=calibration.labels,
-            memory=self.memory,
-        )
+        return MaskedJudge(problem.graph, kept, problem.limits, calibration, memory=self.memory)
 
     def improve(self, judge: AnswerJudge, start: Widths, problem: WidthProblem) -> Widths:
         """Better widths than those to start with: evolution and descent, few candidates in each."""
@@ -168,9 +161,7 @@ class RefitEvaluator:
         self, problem: WidthProblem, kept: KeptChannels, calibration: CalibrationData
     ) -> AnswerJudge:
         """What scores candidates."""
-        return RefitJudge(
-            problem.graph, kept, problem.limits, calibration.batches, labels=calibration.labels
-        )
+        return RefitJudge(problem.graph, kept, problem.limits, calibration)
 
     def improve(self, judge: AnswerJudge, start: Widths, problem: WidthProblem) -> Widths:
         """Better widths than those to start with: see `evolve_widths`."""

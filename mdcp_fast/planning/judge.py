@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers, tensors_in
+from mdcp_fast.modules.calls import call, eval_mode, preserve_buffers, tensors_in
 from mdcp_fast.ops.evaluate_population import LossTable, PopulationFitness
 from mdcp_fast.planning.selection import Chooser
 from mdcp_fast.pruning.calibration import samples_in
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.tracing.graph import ChannelGraph
 
 CEILING = 1e6  # the most that a feasible candidate can score; any other scores more
@@ -64,9 +64,8 @@ class AnswerJudge(ABC):
         graph: The traced network; not changed.
         kept: Which channels stay at a width.
         limits: int64 [runs, costs], the most of each cost.
-        batches: The model's arguments.
-        labels: For each batch its labels, as `torch.nn.functional.cross_entropy` takes them; None
-            to score by divergence.
+        calibration: The batches to score on. With labels, as `torch.nn.functional.cross_entropy`
+            takes them, these are scored by; without, the divergence.
 
     Attributes:
         together: How many candidates run at a time.
@@ -86,12 +85,10 @@ class AnswerJudge(ABC):
         graph: ChannelGraph,
         kept: KeptChannels,
         limits: Tensor,
-        batches: Sequence[Inputs],
-        *,
-        labels: Sequence[Tensor] | None = None,
+        calibration: CalibrationData,
     ) -> None:
         self._graph, self._kept = graph, kept
-        self._batches, self._labels = list(batches), labels
+        self._batches, self._labels = calibration.batches, calibration.labels
         self._scores: dict[tuple[int, ...], float] = {}
         widths = graph.widths
         offsets = torch.cat([widths.new_zeros(1), widths.cumsum(0)])

@@ -32,6 +32,7 @@ from mdcp_fast.modules.verification import relative_difference, scrambled
 from mdcp_fast.ops.population_norm import population_norm
 from mdcp_fast.planning.judge import AnswerJudge, KeptChannels, answers
 from mdcp_fast.pruning.batch_norm import check_several_values
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.tracing.graph import ChannelGraph
 
 TOLERANCE = 1e-8  # largest difference, relative to the largest output, from the pruned network
@@ -269,6 +270,7 @@ class MaskedJudge(AnswerJudge):
     others exactly.
 
     Args:
+        graph, kept, limits, calibration: See `AnswerJudge`.
         memory: Bytes that the activations of one pass may take, scratch space inside
             convolutions not counted.
 
@@ -282,12 +284,11 @@ class MaskedJudge(AnswerJudge):
         graph: ChannelGraph,
         kept: KeptChannels,
         limits: Tensor,
-        batches: Sequence[Inputs],
+        calibration: CalibrationData,
         *,
-        labels: Sequence[Tensor] | None = None,
         memory: int = MEMORY,
     ) -> None:
-        super().__init__(graph, kept, limits, batches, labels=labels)
+        super().__init__(graph, kept, limits, calibration)
         with torch.no_grad(), eval_mode(graph.model), preserve_buffers(graph.model):
             self._at_inputs = needs_masks_at_inputs(graph, self._batches[0])
             self.together = self._candidates_in(memory)
@@ -318,7 +319,7 @@ class MaskedJudge(AnswerJudge):
         first, both = peak(1), peak(2)
         if memory < first:
             raise ValueError(
-                f"search: memory: expected at least {first:,} bytes, which one candidate takes on "
-                f"the largest calibration batch, got {memory:,}; or give smaller batches"
+                f"NetworkEvaluator: memory: expected at least {first:,} bytes, which one candidate "
+                f"takes on the largest calibration batch, got {memory:,}; or give smaller batches"
             )
         return 1 + (memory - first) // max(both - first, 1)

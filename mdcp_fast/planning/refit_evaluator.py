@@ -17,6 +17,7 @@ from mdcp_fast.ops.evolution import Evolution
 from mdcp_fast.planning.budgets import scaled_widths
 from mdcp_fast.planning.judge import AnswerJudge, KeptChannels, answers
 from mdcp_fast.pruning.calibration import samples_in
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.shrink import shrink_and_fit
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -45,10 +46,9 @@ class RefitJudge(AnswerJudge):
         graph: ChannelGraph,
         kept: KeptChannels,
         limits: Tensor,
-        batches: Sequence[Inputs],
-        *,
-        labels: Sequence[Tensor] | None = None,
+        calibration: CalibrationData,
     ) -> None:
+        batches, labels = calibration.batches, calibration.labels
         sizes = [samples_in(batch) for batch in batches]
         self._fitted = [
             _samples(batch, size, 0, size - size // HELD_OUT)
@@ -61,7 +61,7 @@ class RefitJudge(AnswerJudge):
         ]
         if labels is not None:
             labels = [one[at:] for one, at in zip(labels, first, strict=True)]
-        super().__init__(graph, kept, limits, scored, labels=labels)
+        super().__init__(graph, kept, limits, CalibrationData(graph, scored, labels))
 
     @torch.no_grad()
     def _run(self, widths: Tensor) -> Tensor:

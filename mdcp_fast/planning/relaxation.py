@@ -1,13 +1,15 @@
 """Good widths for a budget by Lagrangian relaxation: where the search starts.
 
 With a price on cost instead of a budget, axes can be optimised one after another, exactly: the loss
-of one axis is a table, and the cost is quadratic in one width. The price that just meets the budget
-is found by narrowing a grid of prices, all of which advance together.
+of one axis is a table, and the cost is quadratic in one width, but for what tables add to it. The
+price that just meets the budget is found by narrowing a grid of prices, all of which advance
+together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -79,7 +81,8 @@ class _Axis:
     """One axis: the widths it may have, and how the costs depend on its width w.
 
     Where the counts of a term are p + f w and q + g w, it is p q + (p g + q f) w + f g w^2. So,
-    with the other axes as they are, a cost is a constant + `linear` * w + `square` * w^2.
+    with the other axes as they are, a cost is a constant + `linear` * w + `square` * w^2, and what
+    its tables have at these counts.
 
     Args:
         cost: Costs of the network.
@@ -107,6 +110,13 @@ class _Axis:
         self._square = (coefficients * f * g).sum(0).double()  # [costs]
         self._weights = weights.unsqueeze(1)  # [runs, 1, costs]
         self._bend = (self._weights * self._square).sum(-1, keepdim=True)  # [runs, 1, 1]
+        self._cost = cost
+        self._tables = [
+            (table, factors[cost.tables[table]], weights[:, of].view(-1, 1, 1))
+            for of, bounds in enumerate(pairwise(cost.table_offsets.tolist()))
+            for table in range(*bounds)
+            if factors[cost.tables[table]].any()
+        ]
 
     def improved(self, width: Tensor, counts: Tensor, price: Tensor) -> Tensor:
         """The width of least loss plus priced cost; `counts` follow it.
@@ -125,6 +135,10 @@ class _Axis:
         priced = (price * rise) * self._width
         if self._bend.any():
             priced += (price * self._bend) * self._width.square()
+        for table, factors, weight in self._tables:
+            grown = (self._choices - old).unsqueeze(3) * factors  # [runs, PRICES, choices, 2]
+            at = counts[..., self._cost.tables[table]].long().unsqueeze(2) + grown
+            priced += (price * weight) * self._cost.entries(table, at)
         best = self._choices[priced.add_(self._losses).argmin(2)]
         counts.index_add_(2, self._own, (best.unsqueeze(2) - old) * self._factors)
         return best

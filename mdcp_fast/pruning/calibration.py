@@ -190,6 +190,8 @@ def labelled_batches(
 
 
 def _items(calibration: Iterable[Any]) -> Iterator[Any]:
+    if isinstance(calibration, str):
+        raise TypeError(f"calibration: expected an iterable of batches, got {calibration!r}")
     try:
         return iter(calibration)
     except TypeError:

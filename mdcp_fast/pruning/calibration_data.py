@@ -73,8 +73,8 @@ class CalibrationData:
         for consumer in consumers:
             if consumer.gram is not None and not consumer.usable:
                 raise ValueError(
-                    "search: calibration: expected inputs for which what the dense network's "
-                    f"layers read is finite, got NaN or infinities at {consumer.weight}"
+                    "calibration: expected inputs for which what the dense network's layers read "
+                    f"is finite, got NaN or infinities at {consumer.weight}"
                 )
         fisher = output_fisher(self._graph, consumers, self.batches)
         return errors_from_inputs(self._graph, consumers, fisher, parts)

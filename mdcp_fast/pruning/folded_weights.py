@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mdcp_fast.modules.im2col import rows_along
 from mdcp_fast.modules.layer_kinds import BATCH_NORM, batch_norm_of, continues_channels
+from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.tracing.axes import Axis, ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -22,7 +23,7 @@ def folded_weights(graph: ChannelGraph, axis: Axis) -> list[Tensor]:
     """
     matrices = []
     for place in axis.producers:
-        weight = graph.model.get_parameter(place.parameter).detach().to("cpu", torch.float64)
+        weight = tensor_of(graph.model, place.parameter).detach().to("cpu", torch.float64)
         rows = rows_along(weight, place.dimension)
         scale = _scale(graph, place, len(rows))
         if scale is not None:
@@ -44,7 +45,7 @@ def weight_gram(graph: ChannelGraph, axis: Axis) -> Tensor:
     continued = torch.zeros_like(added)
     for place, rows in zip(axis.producers, folded_weights(graph, axis), strict=True):
         product = rows @ rows.T
-        weight = graph.model.get_parameter(place.parameter)
+        weight = tensor_of(graph.model, place.parameter)
         if continues_channels(weight, place.dimension):
             continued += product
         else:

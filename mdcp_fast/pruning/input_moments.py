@@ -18,6 +18,7 @@ from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
 from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.modules.im2col import input_columns
 from mdcp_fast.modules.layer_kinds import Layer, MatrixKind
+from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -208,7 +209,7 @@ def _consumers(
     for (name, dimension), members in places.items():
         if weights is not None and name not in weights:
             continue
-        weight = graph.model.get_parameter(name)
+        weight = tensor_of(graph.model, name)
         layers = _users(graph, weight)
         flat = all(layer.kind.reads_flattened for layer in layers)
         blocks = _blocks(members, weight.shape[dimension]) if flat else None

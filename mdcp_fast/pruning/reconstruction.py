@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.modules.im2col import rows_along
+from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.pruning.folded_weights import weight_gram
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean
 from mdcp_fast.pruning.ridge import TINY, damping, mispredicted, unpredicted
@@ -144,7 +145,7 @@ class _Effect(NamedTuple):
 def _effect(graph: ChannelGraph, consumer: Consumer, fisher: Mapping[str, Tensor]) -> _Effect:
     gram, _ = consumer.moments(absorbs_mean(consumer))
     groups, channels, _ = gram.shape
-    weight = graph.model.get_parameter(consumer.weight)
+    weight = tensor_of(graph.model, consumer.weight)
     every = torch.arange(channels)
     columns = consumer.columns(weight, every, groups).to(gram)  # [groups, outputs, taps, channels]
     inner = fisher.get(consumer.weight)
@@ -177,7 +178,7 @@ def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
         gram = weight_gram(graph, axis)
         of_axis = []
         for place in axis.consumers:
-            weight = graph.model.get_parameter(place.parameter).detach().to("cpu", torch.float64)
+            weight = tensor_of(graph.model, place.parameter).detach().to("cpu", torch.float64)
             columns = rows_along(weight, place.dimension)[place.positions].flatten(1)
             effect = columns @ columns.T
             total = energy.get(place.parameter, 0.0) + float((gram * effect).sum())

@@ -34,7 +34,7 @@ from mdcp_fast.modules.layer_kinds import Layer, MatrixKind
 from mdcp_fast.modules.removal import rebuilt, tensor_of
 from mdcp_fast.modules.verification import in_float64, relative_difference
 from mdcp_fast.pruning.reconstruction import ReconstructionError
-from mdcp_fast.tracing.axes import Axis, ParameterSlice, module_of
+from mdcp_fast.tracing.axes import Axis, module_of
 from mdcp_fast.tracing.graph import ChannelGraph
 
 SMALLEST = 1e-6  # of the largest eigenvalue of S: what readers hardly read is not blown up further
@@ -134,6 +134,8 @@ def rotate_streams(
     bases: dict[int, Basis] = {}
     for index, axis in enumerate(graph.axes):
         reason = why_not_rotated(graph, axis)
+        if reason is None and not any(bool(one.effect.any()) for one in errors[index]):
+            reason = "what its readers do with it is all zeros"
         if reason is not None:
             reasons[axis.name] = reason
         elif axes is None or index in axes:
@@ -226,7 +228,7 @@ def _rotate(
 
     for place in axis.producers:
         layer = graph.layers[module_of(place.parameter)]
-        weight = current(place.parameter)
+        weight, scale = current(place.parameter), None
         if layer.batch_norm is not None:
             norm: Any = graph.model.get_submodule(layer.batch_norm)
             mean, variance, gamma, beta = (
@@ -236,7 +238,6 @@ def _rotate(
             along = _place_of(axis, f"{layer.batch_norm}.weight")
             scale = gamma[along] / (variance[along] + norm.eps).sqrt()  # [channels, multiplicity]
             spread = _spread(covariances[layer.weight], along, variance, scale, basis)
-            _multiply(weight, place, scale)
             if layer.bias is not None:
                 _transform(current(layer.bias), 0, along, basis.forward, scale)
             _transform(mean, 0, along, basis.forward, scale)
@@ -245,20 +246,13 @@ def _rotate(
             gamma[along] = (spread + norm.eps).sqrt()
         elif layer.bias is not None:
             _transform(current(layer.bias), 0, _place_of(axis, layer.bias), basis.forward)
-        _transform(weight, place.dimension, place.positions, basis.forward)
+        _transform(weight, place.dimension, place.positions, basis.forward, scale)
     for place in axis.consumers:
         _transform(current(place.parameter), place.dimension, place.positions, basis.inverse.T)
 
 
 def _place_of(axis: Axis, parameter: str) -> Tensor:
     return next(place.positions for place in axis.places if place.parameter == parameter)
-
-
-def _multiply(tensor: Tensor, place: ParameterSlice, scale: Tensor) -> None:
-    """Multiplies what lies at an axis's positions, in place."""
-    rows = tensor.movedim(place.dimension, 0)
-    shape = (*scale.shape, *[1] * (tensor.dim() - 1))
-    rows[place.positions] = rows[place.positions] * scale.view(shape)
 
 
 def _transform(

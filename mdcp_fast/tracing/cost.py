@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdcp_fast.ops.evaluate_population import CostModel
 from mdcp_fast.tracing.axes import Axis
@@ -23,9 +23,11 @@ ONE = 0  # the count that is always 1
 class ParameterUse:
     """A parameter and how often it is used: what a cost is a function of.
 
+    A buffer that a layer multiplies by (a fixed filter) is one, too.
+
     Attributes:
         name: Its fully qualified name.
-        tensor: The dense network's, of any dtype.
+        tensor: The dense network's, of any dtype; a `torch.nn.Parameter` or a buffer.
         multiplications: How often each of its entries is multiplied, over all the layers that use
             it: positions of their outputs, for the example inputs.
     """
@@ -77,7 +79,7 @@ def macs(use: ParameterUse) -> int:
 @register_cost
 def params(use: ParameterUse) -> int:
     """Parameters."""
-    return 1
+    return int(isinstance(use.tensor, nn.Parameter))
 
 
 def macs_by_weight(multiplications: Iterable[Multiplication]) -> dict[str, int]:
@@ -91,10 +93,26 @@ def macs_by_weight(multiplications: Iterable[Multiplication]) -> dict[str, int]:
 def parameter_costs(
     parameters: Mapping[str, Tensor], multiplications: Iterable[Multiplication]
 ) -> dict[str, dict[str, int]]:
-    """What each entry of each parameter costs: cost by cost, parameter by parameter."""
+    """What each entry of each parameter costs: cost by cost, parameter by parameter.
+
+    Raises:
+        ValueError: A registered cost is no whole number from 0.
+    """
     times = macs_by_weight(multiplications)
     uses = [ParameterUse(name, one, times.get(name, 0)) for name, one in parameters.items()]
-    return {cost: {use.name: int(of(use)) for use in uses} for cost, of in COSTS.items()}
+    return {
+        name: {use.name: _of_entry(name, cost, use) for use in uses} for name, cost in COSTS.items()
+    }
+
+
+def _of_entry(name: str, cost: Cost, use: ParameterUse) -> int:
+    found = cost(use)
+    if not (found >= 0 and found % 1 == 0):
+        raise ValueError(
+            f"register_cost: {name}: expected a whole number from 0 for each entry of "
+            f"{use.name}, got {found}"
+        )
+    return int(found)
 
 
 def cost_model(
@@ -111,18 +129,21 @@ def cost_model(
     touches.
 
     Args:
-        parameters: The network's, by name, shared ones once.
+        parameters: The network's, and buffers that multiply, by name, shared ones once.
         axes: What may be pruned.
         costs: What each entry of each parameter costs, by cost and parameter.
         constants: What the network costs beside its parameters, by cost.
 
     Returns:
         The model, whose costs are in the order of `costs`.
+
+    Raises:
+        ValueError: A parameter may be pruned along more than two dimensions.
     """
     members: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for index, axis in enumerate(axes):
         for place in axis.places:
-            if place.parameter in parameters:  # a buffer costs nothing
+            if place.parameter in parameters:  # statistics cost nothing
                 where = (place.parameter, place.dimension)
                 members.setdefault(where, []).append((index, place.multiplicity))
 
@@ -144,6 +165,11 @@ def cost_model(
     terms: dict[tuple[int, int], list[int]] = {(ONE, ONE): [constants[name] for name in costs]}
     for name, tensor in parameters.items():
         own = counts.get(name, {})
+        if len(own) > 2:
+            raise ValueError(
+                f"cost_model: axes: expected axes along two dimensions of {name} at most, since "
+                f"costs are products of two widths, got dimensions {', '.join(map(str, own))}"
+            )
         untouched = 1
         for dimension, size in enumerate(tensor.shape):
             untouched *= 1 if dimension in own else size

@@ -53,7 +53,9 @@ class ChannelGraph:
         self.fixed = tuple(fixed)
         self.multiplications = tuple(multiplications)
         self.normalized_by = dict(normalized_by or {})
-        parameters = dict(model.named_parameters())
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
+        for one in self.multiplications:  # a fixed filter may be a buffer
+            parameters.setdefault(one.weight, tensor_of(model, one.weight))
         each = parameter_costs(parameters, self.multiplications)
         self.costs = {
             cost: sum(by_parameter[name] * one.numel() for name, one in parameters.items())
@@ -102,7 +104,7 @@ class ChannelGraph:
         """
         matrices = []
         for place in axis.producers:
-            weight = self.model.get_parameter(place.parameter).detach()
+            weight = tensor_of(self.model, place.parameter).detach()
             rows = rows_along(weight, place.dimension)
             picked = rows[place.positions.to(rows.device)]  # [channels, multiplicity, numbers]
             matrices.append(picked.flatten(1).to("cpu", torch.float32))
@@ -161,7 +163,7 @@ class ChannelGraph:
     def shares(self) -> list[float]:
         """For each axis, the share of the MACs spent in layers that write or read its channels."""
         times = macs_by_weight(self.multiplications)
-        spent = {n: t * self.model.get_parameter(n).numel() for n, t in times.items()}
+        spent = {n: t * tensor_of(self.model, n).numel() for n, t in times.items()}
         return [
             sum(spent.get(name, 0) for name in {place.parameter for place in axis.places})
             / max(self.macs, 1)

@@ -151,6 +151,8 @@ def _probe(axes: Sequence[Axis]) -> list[list[int]]:
 def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> dict[str, bool]:
     """What `ignore` names, and whether by itself or its module rather than by one further up.
 
+    Shared ones go by their first names.
+
     A normalisation named itself keeps the channels that it normalises; within a larger module, only
     what that module's layers write is meant.
     """
@@ -158,7 +160,7 @@ def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> 
         ignore = (ignore,)
     if not isinstance(ignore, Iterable):
         raise TypeError(f"trace: ignore: expected names or modules, got {type(ignore).__name__}")
-    names = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
+    first = shared_names(model)
     modules = {id(module): name for name, module in model.named_modules()}
     found: dict[str, bool] = {}
     for item in ignore:
@@ -169,7 +171,7 @@ def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> 
             raise ValueError(
                 f"trace: ignore: expected modules of the model, got a foreign {type(item).__name__}"
             )
-        matches = {n for n in names if n == prefix or n.startswith(f"{prefix}.") or not prefix}
+        matches = {n for n in first if n == prefix or n.startswith(f"{prefix}.") or not prefix}
         if not matches:
             raise ValueError(
                 "trace: ignore: expected names of modules or parameters of the model, got "
@@ -177,5 +179,5 @@ def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> 
             )
         for name in matches:
             itself = name == prefix or name.rpartition(".")[0] == prefix
-            found[name] = found.get(name, False) or itself
+            found[first[name]] = found.get(first[name], False) or itself
     return found

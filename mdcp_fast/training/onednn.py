@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mdcp_fast.modules.hooks import forward_hooks
+from mdcp_fast.modules.hooks import forward_hooks, layer_input
 
 FEWEST = 8  # input channels that are safe
 
@@ -49,4 +49,8 @@ def strided_by_slices(model: nn.Module) -> Iterator[None]:
 
 
 def _slicing(rows: int, columns: int) -> Any:
-    return lambda _, inputs, named: ((inputs[0][..., ::rows, ::columns], *inputs[1:]), named)
+    def hook(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        sliced = layer_input(arguments, named)[..., ::rows, ::columns]
+        return (sliced, *arguments[1:]), {k: v for k, v in named.items() if k != "input"}
+
+    return hook

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from mdcp_fast.planning.masked import MaskedJudge
 from mdcp_fast.planning.method import Method
 from mdcp_fast.planning.search import search
 from mdcp_fast.planning.selection import Clustered
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.graph import ChannelGraph
@@ -60,10 +62,16 @@ def graph() -> ChannelGraph:
     return trace(model.eval(), INPUTS[:1])
 
 
-def evaluator(graph: ChannelGraph, macs: float = 1.0, **options: Any) -> MaskedJudge:
-    options = {"batches": BATCHES, **options}
+def evaluator(
+    graph: ChannelGraph,
+    macs: float = 1.0,
+    batches: Sequence[Inputs] = BATCHES,
+    labels: Sequence[Tensor] | None = None,
+    **options: Any,
+) -> MaskedJudge:
     kept = KeptChannels(graph.widths, Clustered(moments(graph)))
-    return MaskedJudge(graph, kept, limits_at(graph, macs), **options)
+    data = CalibrationData(graph, batches, labels)
+    return MaskedJudge(graph, kept, limits_at(graph, macs), data, **options)
 
 
 def candidates(graph: ChannelGraph, count: int = 7) -> Tensor:
@@ -140,7 +148,7 @@ def test_feasible_beats_infeasible_which_is_not_run(graph: ChannelGraph) -> None
 
 def test_every_run_has_its_own_limits_and_nothing_runs_twice(graph: ChannelGraph) -> None:
     kept = KeptChannels(graph.widths, Clustered(moments(graph)))
-    both = MaskedJudge(graph, kept, limits_at(graph, 1, 0.5), BATCHES)
+    both = MaskedJudge(graph, kept, limits_at(graph, 1, 0.5), CalibrationData(graph, BATCHES))
     widths = torch.stack([graph.widths, torch.full_like(graph.widths, 3)]).expand(2, 2, -1)
     fitness = both(widths)
     assert both.forwards == 2

@@ -89,13 +89,9 @@ def divergence(graph: ChannelGraph, plan: PruningPlan) -> float:
 def test_the_score_is_that_of_the_network_that_prune_returns(
     graph: ChannelGraph, kept: KeptChannels, labelled: bool
 ) -> None:
-    evaluate = RefitJudge(
-        graph,
-        kept,
-        limits_at(graph, 0.5),
-        [(batch,) for batch in BATCHES],
-        labels=list(LABELS.split(16)) if labelled else None,
-    )
+    labels = list(LABELS.split(16)) if labelled else None
+    data = CalibrationData(graph, [(batch,) for batch in BATCHES], labels)
+    evaluate = RefitJudge(graph, kept, limits_at(graph, 0.5), data)
     widths = torch.tensor([[6, 9, 5], [10, 4, 12]])
     scores = evaluate(torch.cat([widths, graph.widths.unsqueeze(0)]).unsqueeze(0))[0]
     for width, score in zip(widths, scores.tolist(), strict=False):
@@ -126,9 +122,10 @@ def test_norms_that_fitting_leaves_get_their_statistics_as_in_prune() -> None:
     torch.manual_seed(0)
     model = OneNorm().eval()
     model.head.weight.data *= 20
-    graph, batches = trace(model, X[:1]), [(batch,) for batch in BATCHES]
+    graph = trace(model, X[:1])
+    data = CalibrationData(graph, [(batch,) for batch in BATCHES])
     kept = kept_by_the_best(graph)
-    evaluate = RefitJudge(graph, kept, limits_at(graph, 1), batches)
+    evaluate = RefitJudge(graph, kept, limits_at(graph, 1), data)
     widths = graph.widths // 2
     plan = PruningPlan.build(graph, [mask[0].nonzero().flatten() for mask in kept(widths[None])])
     score = float(evaluate(widths.view(1, 1, -1)))
@@ -138,13 +135,14 @@ def test_norms_that_fitting_leaves_get_their_statistics_as_in_prune() -> None:
 def test_batches_of_few_samples_are_fitted_and_scored_whole(
     graph: ChannelGraph, kept: KeptChannels
 ) -> None:
-    evaluate = RefitJudge(graph, kept, limits_at(graph, 1), [(one,) for one in X.split(3)])
+    data = CalibrationData(graph, [(one,) for one in X.split(3)])
+    evaluate = RefitJudge(graph, kept, limits_at(graph, 1), data)
     assert evaluate.samples == len(X)
     assert 0 < float(evaluate(torch.tensor([[[6, 9, 5]]]))) < CEILING
 
 
 def test_the_network_that_is_whole_loses_nothing(graph: ChannelGraph, kept: KeptChannels) -> None:
-    evaluate = RefitJudge(graph, kept, limits_at(graph, 1), [(X,)])
+    evaluate = RefitJudge(graph, kept, limits_at(graph, 1), CalibrationData(graph, [(X,)]))
     assert float(evaluate(graph.widths.view(1, 1, -1))) == pytest.approx(0, abs=1e-9)
 
 

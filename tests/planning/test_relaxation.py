@@ -74,3 +74,37 @@ def test_a_limit_that_only_the_smallest_widths_meet() -> None:
     smallest = cost.evaluate(integers([1, 1, 1])).unsqueeze(0)
     found = relaxed_widths(loss, cost, smallest, choices)
     assert torch.equal(found, torch.ones_like(found))
+
+
+def test_costs_in_tables_have_a_price_too() -> None:
+    """The same costs, as products of counts and as tables of all that they may be."""
+    loss, products, choices = chain([7, 9, 6], 2)
+    edges = [[1] if count == 0 else choices[count - 1].tolist() for count in range(4)]
+    rows, columns = zip(*products.terms.tolist(), strict=True)
+    sizes = [len(edges[count]) for pair in products.terms.tolist() for count in pair]
+    values = [
+        [r * c for r in edges[row] for c in edges[column]]
+        for row, column in zip(rows, columns, strict=True)
+    ]
+    tables = CostModel(
+        constant=products.constant,
+        offsets=products.offsets,
+        axis=products.axis,
+        factor=products.factor,
+        terms=products.terms[:0],
+        coefficients=products.coefficients[:, :0],
+        tables=products.terms,
+        table_offsets=integers([0, 2, 5]),
+        edges=integers([e for pair in products.terms.tolist() for c in pair for e in edges[c]]),
+        edge_offsets=integers([0, *itertools.accumulate(sizes)]),
+        values=integers([v for table in values for v in table]),
+        value_offsets=integers([0, *itertools.accumulate(map(len, values))]),
+    )
+    dense = products.evaluate(integers([7, 9, 6]))
+    limits = torch.stack([dense // 2, dense * 3 // 4])
+    assert torch.equal(
+        tables.evaluate(integers([[3, 2, 6]])), products.evaluate(integers([[3, 2, 6]]))
+    )
+    expected = relaxed_widths(loss, products, limits, choices)
+    assert torch.equal(relaxed_widths(loss, tables, limits, choices), expected)
+    assert (expected[:, -1] > 1).any()

@@ -216,6 +216,7 @@ def test_batches_of_all_kinds(graph: ChannelGraph, calibration: Any) -> None:
     ("calibration", "error", "message"),
     [
         (3, TypeError, "calibration: expected an iterable of batches, got int"),
+        ("nose", TypeError, "calibration: expected an iterable of batches, got 'nose'"),
         ([], ValueError, "calibration: expected at least one batch, got none"),
         (iter(()), ValueError, "used up"),
         (["image"], TypeError, "calibration: expected batches of tensors, got str"),

@@ -325,3 +325,14 @@ def test_the_same_in_a_fresh_process(
     environment = os.environ | {"PYTHONPATH": ":".join([str(here.parent), str(here.parents[1])])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_stream_whose_readers_are_all_zeros_keeps_its_basis(x: Tensor) -> None:
+    """They give no directions."""
+    torch.manual_seed(0)
+    model = trained_like(Between(LINEAR["nothing"]))
+    nn.init.zeros_(model.read.weight)  # type: ignore[arg-type]
+    graph = trace(model, x[:1])
+    _, reasons = CalibrationData(graph, [(x,)]).rotation()
+    assert "zeros" in reasons["write"]
+    assert search(graph, macs=0.5, calibration=[x]).macs <= 0.5 * graph.macs

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from blocks import BLOCKS, Residual, SeveralInputs, TrainingHead, image
 from plans import random_plan
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.planning.method import Method
+from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.prune import prune
-from mdcp_fast.tracing.cost import COSTS
+from mdcp_fast.tracing.axes import Axis, ParameterSlice
+from mdcp_fast.tracing.cost import COSTS, cost_model
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 
@@ -104,6 +108,15 @@ def test_an_ignored_module_keeps_what_it_writes() -> None:
     model.append(nn.Conv2d(4, 2, 1))
     graph = trace(model, image(), ignore="1", check=False)
     assert [axis.name for axis in graph.axes] == ["0"]  # what its first layer reads may go
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_an_ignored_layer_may_share_its_weight(by_name: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model.append(nn.Linear(8, 2))
+    model[4].weight, model[4].bias = model[2].weight, model[2].bias
+    graph = trace(model.eval(), torch.randn(2, 3), ignore=["4" if by_name else model[4]])
+    assert not graph.axes and "ignored, as asked" in str(graph)
 
 
 def test_ignoring_one_writer_keeps_the_whole_axis() -> None:
@@ -215,6 +228,52 @@ def test_a_cost_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
     small = prune(graph, plan)
     assert plan.costs["bytes"] == 8 * sum(p.numel() for p in small.parameters())
     assert plan.dense_costs == graph.costs
+
+
+@pytest.mark.parametrize("each", [0.5, -1, float("nan")])
+def test_a_cost_that_is_no_whole_number_is_named(
+    each: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COSTS, "joules", lambda use: each)
+    with pytest.raises(ValueError, match="joules: expected a whole number from 0 .* stem.weight"):
+        trace(Residual(), image(), check=False)
+
+
+def test_a_parameter_pruned_along_three_dimensions_is_named() -> None:
+    along = [ParameterSlice("w", d, torch.arange(4).view(-1, 1), "output") for d in range(3)]
+    axes = [Axis(f"axis{place.dimension}", 4, (place,)) for place in along]
+    with pytest.raises(ValueError, match="two dimensions of w at most, .* got dimensions 0, 1, 2"):
+        cost_model({"w": torch.zeros(4, 4, 4)}, axes, {"params": {"w": 1}}, {"params": 0})
+
+
+class FixedFilter(nn.Module):
+    """Its second layer multiplies by a buffer, and may be pruned as any other."""
+
+    filters: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(6, 4, 1)
+        self.register_buffer("filters", torch.rand(6, 8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(F.conv2d(F.relu(self.a(x)), self.filters)))
+
+
+@pytest.mark.filterwarnings("ignore:prune. these lost inputs")
+@pytest.mark.parametrize("calibration", [None, [image(batch=8)]])
+def test_a_buffer_that_is_multiplied_costs_macs_and_no_parameters(calibration: Any) -> None:
+    graph = trace(FixedFilter().eval(), image(batch=1))
+    assert [axis.name for axis in graph.axes] == ["a", "filters"]
+    assert "written by filters" in str(graph)
+    assert graph.params == sum(p.numel() for p in graph.model.parameters())
+    for plan in (
+        search(graph, macs=0.5, calibration=calibration),
+        search(graph, macs=0.5, calibration=calibration, method=Method(descriptor="weights")),
+    ):
+        small = prune(graph, plan, calibration=calibration)
+        assert plan.macs == count_macs(small, image(batch=1)) <= 0.5 * graph.macs
+        assert plan.params == sum(p.numel() for p in small.parameters())
 
 
 def test_networks_that_count_their_calls_are_left_alone() -> None:

@@ -41,6 +41,13 @@ def test_outputs_and_gradients_are_those_of_the_strides(size: tuple[int, int]) -
     assert not any(layer._forward_pre_hooks for layer in model)
 
 
+def test_inputs_may_be_named() -> None:
+    layer, x = network()[0], torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    expected = layer(x)
+    with strided_by_slices(layer):
+        torch.testing.assert_close(layer(input=x), expected)
+
+
 def test_the_layers_are_put_back_after_an_error() -> None:
     model = network()
     with pytest.raises(KeyError), strided_by_slices(model):

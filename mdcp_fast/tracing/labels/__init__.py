@@ -4,8 +4,7 @@ Every output channel of every layer gets a label. Label tensors then travel besi
 values:
 
 - an op that only moves data (view, permute, cat, chunk, pad, ...) is analysed by running that same
-op
-  on labels (`movement`);
+  op on labels (`movement`);
 - an op that combines tensors element by element merges the labels that meet (`elementwise`);
 - a layer reads labels along its weight's input dimension and makes new ones along its output
   dimension (`layers`);
@@ -13,7 +12,7 @@ op
   labels, with the reason.
 
 A class of merged labels is one removable channel: positions in parameters that go together or not
-at all (`classes`).
+at all (`union_find`).
 """
 
 from mdcp_fast.tracing.labels.state import ALONG, INPUT, OUTPUT, Multiplication, Use, Walk
