@@ -57,7 +57,7 @@ class PruningPlan:
         axes: One entry for each axis of the graph.
         fixed: What may not be pruned, with reasons.
         positions: Kept positions, int64, by parameter (or buffer) and dimension; only those that
-            lose something.
+            lose something. Where an axis is rotated, they count its new channels.
         costs: What the pruned network costs, by name: "macs", "params", and what else the graph
             counts.
         dense_costs: The same of the dense network.
@@ -175,8 +175,8 @@ class PruningPlan:
             An optimizer of the same class with the same parameter groups and options.
 
         Raises:
-            ValueError: `optimizer` trains a parameter that is not in `dense` or keeps a state of
-                another shape, or `small` does not follow this plan.
+            ValueError: This plan rotates an axis, `optimizer` trains a parameter that is not in
+                `dense` or keeps a state of another shape, or `small` does not follow this plan.
         """
         turned = [axis.name for axis in self.axes if axis.rotated]
         if turned:
