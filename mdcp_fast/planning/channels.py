@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.planning.descriptors import Descriptors, Reconstructs
-from mdcp_fast.planning.loss_table import loss_table, ridge_table
+from mdcp_fast.planning.loss_table import held_out_losses, loss_table, ridge_table
 from mdcp_fast.planning.method import ResolvedMethod
 from mdcp_fast.planning.selection import Chooser, Clustered, Nested
 from mdcp_fast.pruning.calibration_data import CalibrationData
@@ -66,14 +66,24 @@ class ChannelScorer:
         measured = None
         if self._calibration is not None:
             measured = self._calibration.reconstruction_errors
-        held_out = measured is not None and any(e.held_out is not None for a in measured for e in a)
-        own = isinstance(self.choose, Nested) and (measured is None or self._errors is measured)
-        if isinstance(self.choose, Nested) and own and not held_out:
-            return self.choose.table()
+        if isinstance(self.choose, Nested) and (measured is None or self._errors is measured):
+            return self._nested(self.choose, choices)
         if measured is not None:
             return ridge_table(measured, self.graph.widths, choices, self.choose)
         assert self.descriptors is not None
         return loss_table(self.descriptors, choices, self.choose)
+
+    def _nested(self, choose: Nested, choices: Sequence[Tensor]) -> LossTable:
+        """The losses of the elimination; on held-out images where layers see few samples."""
+        found = [
+            held_out_losses(errors, order, widths)
+            if any(error.held_out is not None for error in errors)
+            else losses
+            for errors, order, losses, widths in zip(
+                self._errors, choose.orders, choose.losses, choices, strict=True
+            )
+        ]
+        return LossTable(torch.cat(found), choose.table().offsets)
 
 
 def _check_points(graph: ChannelGraph, described: Descriptors) -> None:

@@ -13,6 +13,7 @@ from mdcp_fast.planning.descriptors import Descriptors
 from mdcp_fast.planning.selection import Chooser, Clustered, Selection
 from mdcp_fast.pruning.reconstruction import ReconstructionError, ridge_losses
 
+PLATEAU = 1e-3  # of an axis's largest loss: slope where losses are level, so that wider is better
 GRID = 24  # widths of an axis whose loss is computed; the others are interpolated
 
 
@@ -74,20 +75,51 @@ def ridge_table(
         masks = torch.zeros(len(jobs), int(channels[a]), dtype=torch.bool)
         for mask, j in zip(masks, jobs, strict=True):
             mask[kept[j]] = True
-        losses.append(ridge_losses(own, masks))
+        losses.append(_sloping(own, ridge_losses(own, masks), grids[a], int(channels[a])))
     return _table(grids, torch.cat(losses), offsets)
+
+
+def held_out_losses(
+    errors: Sequence[ReconstructionError], order: Tensor, choices: Tensor
+) -> Tensor:
+    """What an axis loses at every width on held-out images, where channels stay in one order.
+
+    Args:
+        errors: Of the axis.
+        order: int64 [channels], the first of which stay.
+        choices: The widths that may be chosen, int64, increasing.
+
+    Returns:
+        float64 [channels], falling.
+    """
+    channels, grid = len(order), _grid(choices)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(channels)
+    losses = ridge_losses(errors, rank < grid.unsqueeze(1))
+    losses = _sloping(errors, losses, grid, channels).cummin(0).values
+    return _interpolated(grid.double(), losses, channels)
+
+
+def _sloping(
+    errors: Sequence[ReconstructionError], losses: Tensor, grid: Tensor, channels: int
+) -> Tensor:
+    """On held-out images losses may be level: there, too, wider is to be better."""
+    if all(error.held_out is None for error in errors):
+        return losses
+    return losses.cummin(0).values + PLATEAU * losses[0] * (1 - grid.double() / channels)
+
+
+def _grid(choices: Tensor) -> Tensor:
+    """Up to `GRID` of an axis's choices."""
+    count = min(GRID, len(choices))
+    return choices[torch.linspace(0, len(choices) - 1, count, dtype=torch.float64).round().long()]
 
 
 def _on_grid(
     choices: Sequence[Tensor], choose: Chooser
 ) -> tuple[list[Tensor], Tensor, Tensor, Selection]:
     """Up to `GRID` of each axis's choices; the axis and width of each job; what stays in it."""
-    grids = [
-        one[
-            torch.linspace(0, len(one) - 1, min(GRID, len(one)), dtype=torch.float64).round().long()
-        ]
-        for one in choices
-    ]
+    grids = [_grid(one) for one in choices]
     axis = torch.repeat_interleave(torch.tensor([len(grid) for grid in grids]))
     width = torch.cat(grids)
     return grids, axis, width, choose(axis, width)

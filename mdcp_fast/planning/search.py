@@ -21,6 +21,7 @@ from mdcp_fast.planning.method import (
     ResolvedMethod,
     choose_method,
     resolve_method,
+    with_widths,
 )
 from mdcp_fast.planning.widths import WidthProblem, widths_by_table
 from mdcp_fast.pruning.calibration_data import CalibrationData
@@ -127,6 +128,7 @@ def search(
         if how.rotate:
             rotation, _ = data.rotation()
             data, graph, rotated = data.rotated(rotation), rotation.graph, frozenset(rotation.bases)
+    how = with_widths(how, bool(rotated))
     problem = WidthProblem(graph, limits, choices, seed)
     scorer = ChannelScorer(graph, how, data, seed, rotated)
     widths, histories, judged = _widths(problem, scorer, how, data)

@@ -26,6 +26,7 @@ from mdcp_fast.pruning.ridge import TINY, damping, mispredicted, unpredicted
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
+AMPLE = 16  # samples for each channel, from which on held-out ones say nothing new
 STRONGER = (1.0, 100.0)  # ridges that are tried where images were held out: the fit chooses, too
 
 
@@ -69,7 +70,8 @@ def errors_from_inputs(
         consumers: From `collect_grams`.
         fisher: From `output_fisher`: how much each output matters. Without it, and for
             layers on which no answer depends, all matter alike.
-        parts: By weight, the consumers of most of the images and of those that were held out.
+        parts: By weight, the consumers of most of the images and of those that were held out; for
+            layers that see few samples.
 
     Returns:
         For each axis, its errors, in shares of the layers' effects, times a weight of the layer
@@ -122,7 +124,7 @@ def _of_place(
     scale = layer.total**0.5 * average if layer.weighted else layer.total
     entries = _entries(layer.consumer, place).to(layer.gram.device)
     matrices = [layer.gram, layer.effect / max(scale, TINY)]
-    if parts is not None:
+    if parts is not None and parts[0].samples < AMPLE * layer.gram.shape[1]:
         centred = absorbs_mean(layer.consumer)
         gram, mean = parts[0].moments(centred)
         matrices += [gram, parts[1].moments_about(mean if centred else torch.zeros_like(mean))]
