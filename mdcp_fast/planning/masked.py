@@ -31,7 +31,7 @@ from mdcp_fast.modules.removal import remove, tensor_of
 from mdcp_fast.modules.verification import relative_difference, scrambled
 from mdcp_fast.ops.population_norm import population_norm
 from mdcp_fast.planning.judge import AnswerJudge, KeptChannels, answers
-from mdcp_fast.pruning.batch_norm import check_several_values
+from mdcp_fast.pruning.batch_norm import check_several_values, with_statistics_of
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -264,7 +264,7 @@ class MaskedJudge(AnswerJudge):
     """Scores candidates on the dense network with the channels that go masked: see its base class.
 
     BatchNorm uses the statistics of the candidate's batch (so a batch should hold 16 samples or
-    more), in the dense network its own, as in evaluation mode. Candidates share a
+    more), relative to those of the dense network on all batches. Candidates share a
     batch, as many at a time as `memory` allows. Axes that a normalisation over channels mixes
     (trace's `allow_inexact`) are scored with zeros in it, which is not what removing gives; all
     others exactly.
@@ -288,7 +288,9 @@ class MaskedJudge(AnswerJudge):
         *,
         memory: int = MEMORY,
     ) -> None:
-        super().__init__(graph, kept, limits, calibration)
+        model = with_statistics_of(graph.model, calibration.batches)
+        super().__init__(graph.with_model(model), kept, limits, calibration)
+        graph = self._graph
         with torch.no_grad(), eval_mode(graph.model), preserve_buffers(graph.model):
             self._at_inputs = needs_masks_at_inputs(graph, self._batches[0])
             self.together = self._candidates_in(memory)

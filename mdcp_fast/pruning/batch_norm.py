@@ -17,13 +17,14 @@ variance over images.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
+from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.modules.layer_kinds import batch_norms
 from mdcp_fast.modules.removal import Positions, kept_tensor, rebuilt
 
@@ -199,6 +200,45 @@ def _kept(norm: Any, kept: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """The statistics of the channels that stay."""
     mean, variance = (kept_tensor(getattr(norm, name), kept[name]) for name in kept)
     return mean, variance
+
+
+@torch.no_grad()
+def with_statistics_of(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module:
+    """The same function, with BatchNorms that keep the statistics of these batches.
+
+    Their scales and shifts make up for it. A pruned copy that normalises by statistics of its own
+    on the same images then changes by what pruning has changed, as with `relative_statistics`.
+
+    Args:
+        model: Not changed. BatchNorms without scale and shift, or that do not run, keep theirs.
+        batches: Its arguments.
+    """
+    twin = rebuilt(model, torch.clone)
+    norms = {path: norm for path, norm in batch_norms(twin).items() if norm.weight is not None}
+    seen: dict[str, list[ImageMoments]] = {}
+
+    def see(path: str) -> Callable[..., None]:
+        def hook(norm: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            seen.setdefault(path, []).append(image_moments(layer_input(arguments, named)))
+
+        return hook
+
+    hooks = [(norm, see(path)) for path, norm in norms.items()]
+    with forward_hooks(hooks, before=True), eval_mode(twin), preserve_buffers(twin):
+        for batch in batches:
+            call(twin, batch)
+    for path, moments in seen.items():
+        norm = norms[path]
+        mean = torch.cat([one.mean for one in moments]).mean(0)
+        square = torch.cat([one.square for one in moments]).mean(0)
+        variance = (square - mean.square()).clamp_min(0)
+        gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift = norm.bias.double() + gain * (mean - norm.running_mean.double())
+        norm.weight.copy_(gain * (variance + norm.eps).sqrt())
+        norm.bias.copy_(shift)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+    return twin
 
 
 def check_several_values(x: Tensor, candidates: int = 1) -> None:

@@ -23,6 +23,7 @@ from mdcp_fast.planning.masked import MaskedJudge
 from mdcp_fast.planning.method import Method
 from mdcp_fast.planning.search import search
 from mdcp_fast.planning.selection import Clustered
+from mdcp_fast.pruning.batch_norm import with_statistics_of
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
@@ -85,6 +86,7 @@ def alone(graph: ChannelGraph, widths: Tensor, labels: Tensor | None = None) -> 
     """The score of every candidate by its definition, on really pruned networks."""
     scores = []
     kept_channels = KeptChannels(graph.widths, Clustered(moments(graph)))
+    graph = graph.with_model(with_statistics_of(graph.model, BATCHES))
     for masks in zip(*kept_channels(widths[0]), strict=True):
         kept = [mask.nonzero().flatten() for mask in masks]
         small = prune(graph, PruningPlan.build(graph, kept), check=False).eval()
@@ -189,7 +191,7 @@ def test_a_search_ends_with_the_score_of_its_plan(graph: ChannelGraph) -> None:
     plan = search(graph, calibration=BATCHES, **QUICK)
     assert plan.macs <= 0.4 * graph.macs
     widths = torch.tensor([[[axis.width for axis in plan.axes]]])
-    assert plan.history[-1] == pytest.approx(alone(graph, widths)[0], rel=1e-4)
+    assert plan.history[-1] == pytest.approx(alone(graph, widths)[0], rel=1e-3)
     assert list(plan.history) == sorted(plan.history, reverse=True)
     assert plan.settings["evaluator"] == "network" and plan.settings["samples"] == len(INPUTS)
     again = search(graph, calibration=iter(BATCHES), **QUICK)  # an iterator is read once
@@ -362,7 +364,6 @@ def test_segmentation_scores_the_mean_over_places() -> None:
     labels = torch.randint(3, (20, 8, 8), generator=torch.Generator().manual_seed(0))
     widths = torch.tensor([[[8]]])
     by_labels = evaluator(graph, batches=[(INPUTS,)], labels=[labels])(widths).item()
-    model.train()
     expected = F.cross_entropy(model(INPUTS), labels).item()
     assert by_labels == pytest.approx(expected, rel=1e-5)
 
