@@ -34,9 +34,11 @@ def prune(
     """Removes channels physically and returns a smaller module; `graph.model` stays as it is.
 
     With calibration batches the layers are fitted anew, one after another, so that from what they
-    now read they give what they gave in the dense network (ridge regression), and the statistics of
-    BatchNorm are estimated anew in the same pass. Neither needs labels; 500 images are enough. A
-    plan that keeps everything changes nothing.
+    now read they give what they gave in the dense network (ridge regression, as strong as held-out
+    images say), and in the same pass BatchNorm's statistics change by what pruning has changed on
+    these images. Streams that the plan rotates take the basis that these images give. None of it
+    needs labels; 500 images are enough, and they need not be those that the network was trained on.
+    A plan that keeps everything changes nothing.
 
     Args:
         graph: What `trace` returned.
@@ -48,7 +50,7 @@ def prune(
             expects inputs standardised to mean 0 and variance 1, and recovers much of what is lost
             at mild budgets; a hundred real images recover more.
         compensate: Let the remaining weights make up for the removed channels.
-        recalibrate: Re-estimate BatchNorm statistics.
+        recalibrate: Re-estimate BatchNorm statistics, relative to the dense network's.
         check: Compare the merely dropped network with the zeroed dense one in float64 first.
 
     Returns:
