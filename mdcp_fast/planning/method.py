@@ -56,8 +56,8 @@ class Method:
             "responses". None, the default: "greedy" where the descriptor allows it, else
             "crowding".
         widths: "searched", or "uniform": the largest share that all axes can keep. None, the
-            default: "uniform" where streams are rotated and a table would choose, since uniform
-            widths kept more there of the networks that were measured; else "searched".
+            default: "uniform" where streams are rotated and widths would be chosen by a table,
+            which ranks them reliably at mild budgets only; else "searched".
         clusters: "width": as many as channels stay, over `channels_per_cluster`. "searched": chosen
             by differential evolution for the best clustering; with widths="uniform".
         seeding: Of k-means: "ward" or "k-means++".

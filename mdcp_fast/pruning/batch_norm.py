@@ -51,7 +51,9 @@ def image_moments(x: Tensor) -> ImageMoments:
     """
     rows = x.unsqueeze(2) if x.dim() == 2 else x.flatten(2)
     rows = rows.to(torch.promote_types(x.dtype, torch.float32))
-    return ImageMoments(rows.double().mean(2), rows.double().square().mean(2))
+    variance, mean = torch.var_mean(rows, 2, correction=0)
+    mean = mean.double()
+    return ImageMoments(mean, variance.double() + mean.square())
 
 
 def relative_statistics(

@@ -128,7 +128,8 @@ def test_a_network_with_spare_channels_loses_nothing() -> None:
         model[3].weight.view(5, 12, 36)[:, 6:] = 0
     model.eval()
     graph = trace(model, X[:1])
-    plan = search(graph, macs=0.26, calibration=BATCHES, min_keep=1)
+    method = Method(widths="searched")
+    plan = search(graph, macs=0.26, calibration=BATCHES, min_keep=1, method=method)
     small = prune(graph, plan, calibration=BATCHES).eval()
     with torch.no_grad():
         wanted = model(X)
