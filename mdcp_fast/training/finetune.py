@@ -29,7 +29,7 @@ from mdcp_fast.training.mimic import MimicHistory, MimicRecipe, mimic
 from mdcp_fast.training.onednn import strided_by_slices
 from mdcp_fast.training.progress import progress_bar
 from mdcp_fast.training.run import History, TrainingRun
-from mdcp_fast.training.unlabelled import read_inputs, without_labels
+from mdcp_fast.training.unlabelled import Samples, read_inputs, without_labels
 
 EPOCHS, BATCH, RATE = 30, 64, 0.01
 MIMIC_BATCH, MIMIC_RATE = 32, 2e-4  # without labels
@@ -215,23 +215,21 @@ def _without_labels(recipe: Recipe, options: dict[str, Any]) -> MimicHistory:
         raise ValueError(
             "finetune: mixed_precision: expected 'no' or 'bf16' without labels, got 'fp16'"
         )
-    held_out = options["validation"]
+    learn = Samples(read_inputs("train", options["train"], recipe.batch_size))
+    if options["validation"] is None:
+        learn, judge = learn.split(recipe.seed)
+    else:
+        judge = Samples(read_inputs("validation", options["validation"], recipe.batch_size))
+    mimicking = MimicRecipe(
+        options["epochs"],
+        options["minutes"],
+        recipe.batch_size,
+        recipe.lr,
+        recipe.mixed_precision == "bf16",
+        recipe.seed,
+    )
     return mimic(
-        options["model"],
-        options["teacher"],
-        read_inputs("train", options["train"], recipe.batch_size),
-        MimicRecipe(
-            options["epochs"],
-            options["minutes"],
-            recipe.batch_size,
-            recipe.lr,
-            recipe.mixed_precision == "bf16",
-            recipe.seed,
-        ),
-        held_out=(
-            None if held_out is None else read_inputs("validation", held_out, recipe.batch_size)
-        ),
-        progress=options["progress"],
+        options["model"], options["teacher"], learn, judge, mimicking, progress=options["progress"]
     )
 
 

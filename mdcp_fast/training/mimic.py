@@ -107,10 +107,10 @@ class MimicRecipe:
 def mimic(
     model: nn.Module,
     teacher: nn.Module,
-    batches: Sequence[Inputs],
+    learn: Samples,
+    judge: Samples,
     recipe: MimicRecipe,
     *,
-    held_out: Sequence[Inputs] | None = None,
     progress: bool = False,
 ) -> MimicHistory:
     """Trains `model` in place to answer as `teacher` does; see `finetune`.
@@ -118,9 +118,9 @@ def mimic(
     Args:
         model: The network; trained where its parameters want gradients.
         teacher: Only read.
-        batches: The networks' arguments, see `read_inputs`.
+        learn: The networks' arguments to learn from.
+        judge: Those to choose the best state by.
         recipe: The rest.
-        held_out: Likewise, to judge by; by default a quarter of `batches`.
         progress: Show a bar.
 
     Returns:
@@ -132,8 +132,6 @@ def mimic(
     """
     start = time.perf_counter()
     device = next(model.parameters()).device
-    samples = Samples(batches)
-    learn, judge = samples.split(recipe.seed) if held_out is None else (samples, Samples(held_out))
     with (
         RandomState.kept(device, []),
         eval_mode(model),

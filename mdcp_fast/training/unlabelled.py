@@ -49,18 +49,20 @@ def _is_input(batch: Any) -> bool:
     return isinstance(batch, (Tensor, Mapping)) or single
 
 
-def read_inputs(name: str, data: Any, batch_size: int) -> list[Inputs]:
+def read_inputs(name: str, data: Any, batch_size: int, op: str = "finetune") -> list[Inputs]:
     """Batches of a network's arguments, at most `MOST_SAMPLES` samples.
 
     Args:
         name: Of the argument, for messages.
         data: Inputs, see `without_labels`.
         batch_size: For a Dataset.
+        op: Likewise, who asks.
 
     Raises:
         TypeError: A batch is no tensor, mapping of named arguments or tuple of one.
         ValueError: There is none, it holds NaN or infinities, or batches differ in shape.
     """
+    place = f"{op}: {name}"
     if isinstance(data, (Tensor, Mapping)):
         data = [data]
     elif isinstance(data, Dataset):
@@ -68,17 +70,17 @@ def read_inputs(name: str, data: Any, batch_size: int) -> list[Inputs]:
     batches: list[Inputs] = []
     samples = 0
     for batch in data:
-        batches.append(_arguments(name, batch))
-        _check_batch(name, batches[0], batches[-1])
+        batches.append(_arguments(place, batch))
+        _check_batch(place, batches[0], batches[-1])
         samples += sample_count(batches[-1])
         if samples >= MOST_SAMPLES:
             break
     if not samples:
-        raise ValueError(f"finetune: {name}: expected at least one batch of images, got none")
+        raise ValueError(f"{place}: expected at least one batch of images, got none")
     return batches
 
 
-def _arguments(name: str, batch: Any) -> Inputs:
+def _arguments(place: str, batch: Any) -> Inputs:
     if isinstance(batch, (tuple, list)) and len(batch) == 1:
         batch = batch[0]
         if isinstance(batch, (tuple, list)):
@@ -89,13 +91,13 @@ def _arguments(name: str, batch: Any) -> Inputs:
         return dict(batch)
     size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
     raise TypeError(
-        f"finetune: {name}: expected batches of inputs without labels (tensors, dicts of named "
+        f"{place}: expected batches of inputs without labels (tensors, dicts of named "
         f"arguments, or a tuple of the arguments in a tuple of one), got {type(batch).__name__}"
         f"{size}; with labels give a DataLoader or Dataset of (inputs, targets)"
     )
 
 
-def _check_batch(name: str, first: Inputs, batch: Inputs) -> None:
+def _check_batch(place: str, first: Inputs, batch: Inputs) -> None:
     shapes = [
         [tensor.shape[1:] if tensor.dim() else () for tensor in tensors_in(one)]
         for one in (first, batch)
@@ -103,12 +105,12 @@ def _check_batch(name: str, first: Inputs, batch: Inputs) -> None:
     if not shapes[1] or shapes[0] != shapes[1]:
         listed = " and ".join(str([list(shape) for shape in one]) for one in shapes)
         raise ValueError(
-            f"finetune: {name}: expected batches that differ in their number of samples alone, "
+            f"{place}: expected batches that differ in their number of samples alone, "
             f"got samples of shapes {listed}"
         )
     for tensor in tensors_in(batch):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"finetune: {name}: expected finite numbers, got NaN or infinities")
+            raise ValueError(f"{place}: expected finite numbers, got NaN or infinities")
 
 
 def sample_count(batch: Inputs) -> int:
