@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -142,6 +142,7 @@ def compress(
     clock = _Clock()
     if not isinstance(model, nn.Module):
         raise TypeError(f"compress: model: expected a torch.nn.Module, got {type(model).__name__}")
+    recipe = MimicRecipe(None, minutes, MIMIC_BATCH, MIMIC_RATE, False, seed)
     samples = Samples(read_inputs("images", _without_their_labels(images), BATCH, op="compress"))
     learn, judge = samples.split(seed)
     example = samples.take([0], model)
@@ -160,8 +161,8 @@ def compress(
         )
     with clock("prune"):
         small = prune(graph, plan, calibration=calibration)
-    left = None if minutes is None else max(0.0, minutes - clock.passed() / 60)
-    recipe = MimicRecipe(None, left, MIMIC_BATCH, MIMIC_RATE, False, seed)
+    if minutes is not None:
+        recipe = replace(recipe, minutes=max(0.0, minutes - clock.passed() / 60))
     with clock("mimic"), _trainable(small):
         history = mimic(small, model, learn, judge, recipe, progress=progress)
     measured = {
@@ -205,6 +206,8 @@ def _without_their_labels(images: Any) -> Any:
         return images
     if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
         images = DataLoader(images, batch_size=BATCH)
+    if not isinstance(images, Iterable):
+        return images  # which is then refused
     return (
         batch[:1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
         for batch in images

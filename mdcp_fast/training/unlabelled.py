@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mdcp_fast.modules.calls import Inputs, map_tensors, tensors_in
 from mdcp_fast.training.checkpoint import RandomState, generators_of
@@ -65,8 +65,12 @@ def read_inputs(name: str, data: Any, batch_size: int, op: str = "finetune") -> 
     place = f"{op}: {name}"
     if isinstance(data, (Tensor, Mapping)):
         data = [data]
-    elif isinstance(data, Dataset):
+    elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         data = DataLoader(data, batch_size=batch_size)
+    if not isinstance(data, Iterable) or isinstance(data, str):
+        raise TypeError(
+            f"{place}: expected a tensor, or an iterable of batches, got {type(data).__name__}"
+        )
     batches: list[Inputs] = []
     samples = 0
     for batch in data:
