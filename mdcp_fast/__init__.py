@@ -1,5 +1,6 @@
 """Structured pruning of convolutional networks by multidimensional channel clustering."""
 
+from mdcp_fast.app.compress import Compressed, CompressionReport, CompressionStep, compress
 from mdcp_fast.app.datasets import load_data
 from mdcp_fast.app.models import make_model
 from mdcp_fast.modules.calls import count_macs
@@ -25,6 +26,7 @@ from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 from mdcp_fast.training.evaluation import evaluate
 from mdcp_fast.training.finetune import finetune
+from mdcp_fast.training.mimic import MimicHistory
 from mdcp_fast.training.onednn import strided_by_slices
 
 __version__ = "0.1.0"
@@ -33,10 +35,14 @@ __all__ = [
     "CalibrationData",
     "ChannelGraph",
     "Clusters",
+    "Compressed",
+    "CompressionReport",
+    "CompressionStep",
     "Descriptor",
     "Descriptors",
     "Evolution",
     "Method",
+    "MimicHistory",
     "Minimizer",
     "NetworkEvaluator",
     "ParameterUse",
@@ -45,6 +51,7 @@ __all__ = [
     "SelectionRule",
     "TableEvaluator",
     "channel_statistics",
+    "compress",
     "count_macs",
     "crowding_distance",
     "differential_evolution",

@@ -1,5 +1,7 @@
 """Trains and fine-tunes: mixed precision, distillation, the best epoch kept, resume after a kill.
 
+With a teacher and without labels it mimics: see `mimic`.
+
 Accelerate does the plumbing (devices, mixed precision, gradient accumulation, several processes).
 What this package adds is that a run is a function of its arguments: every epoch draws its random
 numbers from (seed, epoch), so that a run that was killed and resumed ends with the same weights,
@@ -8,12 +10,13 @@ bit for bit, as one that was not.
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mdcp_fast.modules.calls import eval_mode
@@ -22,20 +25,26 @@ from mdcp_fast.training.checkpoint import RandomState, generators_of
 from mdcp_fast.training.config import Recipe
 from mdcp_fast.training.evaluation import Metric, as_loader, correct, device_of
 from mdcp_fast.training.losses import CrossEntropy, Loss, Objective
+from mdcp_fast.training.mimic import MimicHistory, MimicRecipe, mimic
 from mdcp_fast.training.onednn import strided_by_slices
 from mdcp_fast.training.progress import progress_bar
 from mdcp_fast.training.run import History, TrainingRun
+from mdcp_fast.training.unlabelled import Samples, read_inputs, without_labels
+
+EPOCHS, BATCH, RATE = 30, 64, 0.01
+MIMIC_BATCH, MIMIC_RATE = 32, 2e-4  # without labels
 
 
 def finetune(
     model: nn.Module,
-    train: DataLoader[Any] | Dataset[Any],
-    validation: DataLoader[Any] | Dataset[Any] | None = None,
+    train: DataLoader[Any] | Dataset[Any] | Tensor | Iterable[Any],
+    validation: DataLoader[Any] | Dataset[Any] | Tensor | Iterable[Any] | None = None,
     *,
     teacher: nn.Module | None = None,
-    epochs: int = 30,
-    batch_size: int = 64,
-    lr: float = 0.01,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
     warmup: float = 0.05,
     weight_decay: float = 1e-4,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
@@ -64,16 +73,40 @@ def finetune(
     afterwards as they were. Under `accelerate launch` the batches are shared out among the
     processes.
 
+    **Without labels**, `finetune(small, images, teacher=dense)`, a pruned network learns to answer
+    as the dense one does. `images` are a tensor [images, ...], a DataLoader or Dataset that gives
+    inputs alone, or a list or other iterable of batches (tensors, or dicts of named arguments);
+    pairs always count as inputs and labels. At most 4,096 images are read, and kept in memory. A
+    quarter is held out, whole batches where there are four or more: what belongs together, such as
+    crops of one photograph, goes into one batch. Every sixteenth of the way the held-out loss is
+    taken, and the weights where it was lowest are what the model ends with, bit for bit those it
+    came with where nothing was lower, also where training diverges or is interrupted.
+
+    The loss there is how far the outputs are apart: for outputs [batch, classes] of two or more
+    classes, taken for logits, the Kullback-Leibler divergence from the teacher's; for all others
+    (maps, embeddings in a dict, ...) the mean squared error in shares of the teacher's variance;
+    averaged where there are several. Training adds the maps inside at the last three resolutions,
+    compared through a linear map that is fitted once. BatchNorm and dropout are in evaluation mode,
+    images are mirrored, shifted and enlarged at random, and Adam's steps are shares of each
+    tensor's own size.
+
     Args:
         model: The network, trained in place.
         train: Batches of (inputs, targets) from a DataLoader, or a Dataset to be shuffled into
             batches of `batch_size`. Inputs are a tensor or a tuple of the model's arguments;
-            targets are class indices, unless `loss` says otherwise.
-        validation: Likewise, or None.
+            targets are class indices, unless `loss` says otherwise. With a teacher also inputs
+            without labels.
+        validation: Likewise, or None. Without labels: the inputs to hold out, of other scenes than
+            those in `train`.
         teacher: A network to learn from, on the same device, e.g. the dense one; only read.
-        epochs: Passes over `train`; 0 only evaluates.
-        batch_size: For datasets; loaders bring their own.
-        lr: Highest learning rate.
+        epochs: Passes over `train`; 0 only evaluates. By default 30; without labels as many as
+            `minutes` allow, or 400 steps.
+        minutes: Without labels, the most that all may take; the result then depends on the
+            machine's speed.
+        batch_size: For datasets; loaders bring their own. By default 64. Without labels the images
+            of a step, by default 32.
+        lr: Highest learning rate, by default 0.01. Without labels by default 2e-4, in shares of
+            each tensor's root mean square; it is halved whenever the held-out loss gets far worse.
         warmup: Share of all optimizer steps, 0 to 1, in which the learning rate rises.
         weight_decay: Of the default optimizer, SGD with Nesterov momentum 0.9.
         optimizer: Makes another one from parameter groups, e.g. `torch.optim.AdamW`.
@@ -86,7 +119,8 @@ def finetune(
         metric: Called with (outputs, targets) of a validation batch, returns a score per sample,
             [batch], higher is better; by default 1 where the largest logit is the target.
         accumulate: Batches whose gradients are averaged for one step.
-        mixed_precision: "no", "bf16" or "fp16" (on a GPU). The weights themselves keep their dtype.
+        mixed_precision: "no", "bf16" or "fp16" (on a GPU, with labels). The weights themselves keep
+            their dtype.
         checkpoint: A folder. After every epoch the whole state goes there, atomically; a run that
             finds its own checkpoint there goes on from it. A finished run's checkpoint gives its
             result again.
@@ -97,19 +131,26 @@ def finetune(
         progress: Show a progress bar on stderr, where that is a terminal.
 
     Returns:
-        The history. Without a progress bar nothing is printed.
+        The history; without labels one with held-out losses (`MimicHistory`), whose epochs are the
+        looks at the held-out images. Without a progress bar nothing is printed.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: An argument is out of range, there is no data or nothing to train, the
-            checkpoint belongs to another model or recipe or is damaged.
-        RuntimeError: The loss became infinite or NaN; the model is left with the best weights so
-            far.
+        ValueError: An argument is out of range or has no meaning without labels, there is no data
+            or nothing to train, images are not finite, the checkpoint belongs to another model or
+            recipe or is damaged.
+        RuntimeError: The loss became infinite or NaN, with labels; the model is left with the best
+            weights so far.
+
+    Warns:
+        UserWarning: The loss became infinite or NaN, without labels; likewise.
     """
+    options = dict(locals())
+    unlabelled = teacher is not None and without_labels(train)
     recipe = Recipe(
-        epochs,
-        batch_size,
-        lr,
+        EPOCHS if epochs is None else epochs,
+        (MIMIC_BATCH if unlabelled else BATCH) if batch_size is None else batch_size,
+        (MIMIC_RATE if unlabelled else RATE) if lr is None else lr,
         warmup,
         weight_decay,
         label_smoothing,
@@ -120,11 +161,18 @@ def finetune(
         seed,
     )
     device = _checked_device(model, teacher, mixed_precision, checkpoint_steps)
-    train_loader = as_loader("train", train, batch_size, shuffle=True)
+    if unlabelled:
+        return _without_labels(recipe, options)
+    if minutes is not None:
+        raise ValueError(
+            "finetune: minutes: expected None where there are labels (or no teacher), got "
+            f"{minutes!r}"
+        )
+    train_loader = as_loader("train", train, recipe.batch_size, shuffle=True)
     validation_loader = (
         None
         if validation is None
-        else as_loader("validation", validation, batch_size, shuffle=False)
+        else as_loader("validation", validation, recipe.batch_size, shuffle=False)
     )
     objective = Objective(loss or CrossEntropy(label_smoothing), teacher, distillation, temperature)
     with (
@@ -144,8 +192,45 @@ def finetune(
             optimizer,
             recipe,
         )
-        with progress_bar(progress and accelerator.is_main_process, epochs, run.batches) as bar:
+        shown = progress and accelerator.is_main_process
+        with progress_bar(shown, recipe.epochs, run.batches) as bar:
             return run.go(checkpoint, checkpoint_steps, bar)
+
+
+USED_WITHOUT_LABELS = {
+    *("model", "train", "validation", "teacher", "epochs", "minutes", "batch_size", "lr"),
+    *("mixed_precision", "seed", "progress"),
+}
+
+
+def _without_labels(recipe: Recipe, options: dict[str, Any]) -> MimicHistory:
+    """`finetune` where there are inputs alone; `options` are its arguments."""
+    for name, parameter in inspect.signature(finetune).parameters.items():
+        if name not in USED_WITHOUT_LABELS and options[name] != parameter.default:
+            raise ValueError(
+                f"finetune: {name}: expected it left out, since train has no labels, got "
+                f"{options[name]!r}"
+            )
+    if recipe.mixed_precision == "fp16":
+        raise ValueError(
+            "finetune: mixed_precision: expected 'no' or 'bf16' without labels, got 'fp16'"
+        )
+    learn = Samples(read_inputs("train", options["train"], recipe.batch_size))
+    if options["validation"] is None:
+        learn, judge = learn.split(recipe.seed)
+    else:
+        judge = Samples(read_inputs("validation", options["validation"], recipe.batch_size))
+    mimicking = MimicRecipe(
+        options["epochs"],
+        options["minutes"],
+        recipe.batch_size,
+        recipe.lr,
+        recipe.mixed_precision == "bf16",
+        recipe.seed,
+    )
+    return mimic(
+        options["model"], options["teacher"], learn, judge, mimicking, progress=options["progress"]
+    )
 
 
 def _checked_device(

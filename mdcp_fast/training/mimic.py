@@ -1,0 +1,320 @@
+"""Training without labels: a pruned network learns to answer as the dense one does.
+
+It starts close to where it should end, and images are few, so that a plain training run does harm
+first. What is different here: BatchNorm keeps its statistics; steps are small in shares of each
+tensor's own size; images vary; and held-out images decide which state stays, the first one
+included.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
+from mdcp_fast.training.augmentation import varied
+from mdcp_fast.training.checkpoint import RandomState
+from mdcp_fast.training.imitation import agreement, answers_apart
+from mdcp_fast.training.map_match import MapMatch
+from mdcp_fast.training.onednn import strided_by_slices
+from mdcp_fast.training.progress import Silent, progress_bar
+from mdcp_fast.training.run import Epoch, History
+from mdcp_fast.training.schedule import WarmupCosine
+from mdcp_fast.training.unlabelled import Samples, sample_count
+
+STEPS = 400
+TEMPERATURE = 2.0  # softens logits
+CHECKS = 16  # looks at the held-out images
+MOST_SEEN = 512  # images of a look, and of a fit
+BATCH = 32  # for looking, without gradients
+WORSE = 1.1  # times the best held-out loss: the rate is then too high
+RETREATS = 6  # to the best state, each at half the rate
+WARMUP = 0.1
+SCHEDULE = 1000  # parts of the whole that the learning rate knows
+SMALLEST = 1e-3  # what a tensor of zeros counts as
+TINY = 1e-9  # of a loss: rounding
+
+
+@dataclass(frozen=True)
+class MimicHistory(History):
+    """What `finetune` without labels did.
+
+    Attributes:
+        epochs: One entry for each look at the held-out images; `loss` is the mean training loss
+            since the last look, `accuracy` the share of held-out images for which the largest logit
+            is the teacher's (None where outputs are no logits).
+        start_accuracy: That share before the first step.
+        best_epoch: The look whose weights the model ended with: 0 means those it came with.
+        held_out: The held-out loss before the first step and at every look; NaN or infinite where
+            training had diverged.
+        steps: Optimizer steps that were made.
+        seconds: How long all of it took.
+    """
+
+    held_out: tuple[float, ...] = ()
+    steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def start_loss(self) -> float:
+        """Held-out loss before the first step."""
+        return self.held_out[0]
+
+    @property
+    def best_loss(self) -> float:
+        """Held-out loss of the weights that the model ended with: never above `start_loss`."""
+        return self.held_out[self.best_epoch]
+
+
+@dataclass(frozen=True)
+class MimicRecipe:
+    """What decides the result besides networks and images. Where time decides, it repeats roughly.
+
+    Attributes:
+        epochs: Passes over the images that are not held out. None: as many as `minutes` allow, or
+            make `STEPS` steps.
+        minutes: The most that all may take, or None.
+        batch_size: Images of a step.
+        lr: Highest learning rate: about by which share of its size a tensor changes in a step.
+        bf16: Whether layers compute in bfloat16 where torch thinks it safe.
+        seed: Of the order of the images, their variations, and which are held out.
+    """
+
+    epochs: int | None
+    minutes: float | None
+    batch_size: int
+    lr: float
+    bf16: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        minutes = self.minutes
+        if minutes is None:
+            return
+        if not isinstance(minutes, (int, float)) or isinstance(minutes, bool):
+            raise TypeError(f"finetune: minutes: expected a number, got {type(minutes).__name__}")
+        if not 0 <= minutes < math.inf:
+            raise ValueError(f"finetune: minutes: expected a number from 0, got {minutes}")
+
+
+def mimic(
+    model: nn.Module,
+    teacher: nn.Module,
+    learn: Samples,
+    judge: Samples,
+    recipe: MimicRecipe,
+    *,
+    progress: bool = False,
+) -> MimicHistory:
+    """Trains `model` in place to answer as `teacher` does; see `finetune`.
+
+    Args:
+        model: The network; trained where its parameters want gradients.
+        teacher: Only read.
+        learn: The networks' arguments to learn from.
+        judge: Those to choose the best state by.
+        recipe: The rest.
+        progress: Show a bar.
+
+    Returns:
+        What it did. The model has the weights of the lowest held-out loss, bit for bit those it
+        came with where nothing was lower. So it has when an exception ends it.
+
+    Raises:
+        ValueError: Outputs of the two networks differ in shape.
+    """
+    start = time.perf_counter()
+    device = next(model.parameters()).device
+    with (
+        RandomState.kept(device, []),
+        eval_mode(model),
+        eval_mode(teacher),
+        preserve_buffers(model),
+        preserve_buffers(teacher),
+        strided_by_slices(model),
+        torch.inference_mode(False),
+        progress_bar(progress, 1, CHECKS) as bar,
+    ):
+        RandomState.seed(recipe.seed, 0, device, [])  # for networks that draw numbers
+        run = _Run(model, teacher, learn, judge, recipe, start)
+        with _best_restored(run):
+            run.go(bar)
+    return run.history()
+
+
+@contextmanager
+def _best_restored(run: _Run) -> Iterator[None]:
+    """Leaves the model with its best weights, and all gradients as they were, whatever happens."""
+    gradients = [(p, p.grad) for p in run.model.parameters()]
+    try:
+        yield
+    finally:
+        run.restore_best()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+class _Run:
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        learn: Samples,
+        judge: Samples,
+        recipe: MimicRecipe,
+        start: float,
+    ) -> None:
+        self.model, self.teacher, self.recipe = model, teacher, recipe
+        self.learn, self.start = learn, start
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.schedule = WarmupCosine(round(WARMUP * SCHEDULE), SCHEDULE)
+        self.trained = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+        self.best = [p.detach().clone() for p in self.trained]
+        self.best_epoch, self.epochs, self.held_out = 0, list[Epoch](), list[float]()
+        self.factor, self.retreats, self.steps = 1.0, 0, 0
+        self.reserve = self.slowest = 0.0  # seconds of a look, and of a step
+        self.queue: list[int] = []
+        self.total: int | None = None  # steps
+        if recipe.epochs is not None:
+            self.total = recipe.epochs * math.ceil(len(learn) / recipe.batch_size)
+        elif recipe.minutes is None:
+            self.total = STEPS
+        self.judge = _batches(judge, model)
+        with torch.no_grad():
+            self.wanted = [call(teacher, batch) for batch in self.judge]
+        self.start_accuracy = self.look()
+
+    def go(self, bar: Silent) -> None:
+        if not self.trained or self.share() >= 1:
+            return
+        match = MapMatch(self.model, self.teacher, _batches(self.learn, self.model))
+        optimizer = _optimizer(self.trained)
+        losses, looks = list[Tensor](), 0
+        while (share := self.share()) < 1 and self.retreats <= RETREATS:
+            begun = time.perf_counter()
+            rate = self.recipe.lr * self.factor * self.schedule(int(share * SCHEDULE))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["size"]
+            losses.append(self.step(match, optimizer))
+            self.slowest = max(self.slowest, time.perf_counter() - begun)
+            done = min(int(self.share() * CHECKS), CHECKS)
+            if done > looks or not bool(losses[-1].isfinite()):
+                looks = max(done, looks)
+                accuracy = self.look()
+                mean = float(torch.stack(losses).mean())
+                self.epochs.append(Epoch(len(self.epochs) + 1, mean, accuracy, rate))
+                losses.clear()
+                if self.judged():
+                    optimizer.state.clear()
+                bar.step(1, looks)
+        if not math.isfinite(self.held_out[-1]):
+            warnings.warn(
+                "finetune: training without labels diverged; the model has the best weights before "
+                "that, and a lower lr may do better",
+                stacklevel=4,
+            )
+
+    def share(self) -> float:
+        """How much of the whole is done, by steps or by time."""
+        shares = [0.0]
+        if self.total is not None:
+            shares.append(self.steps / self.total if self.total else 1.0)
+        if self.recipe.minutes is not None:
+            limit = 60 * self.recipe.minutes - self.reserve - self.slowest
+            spent = time.perf_counter() - self.start
+            shares.append(spent / limit if limit > 0 else 1.0)
+        return max(shares)
+
+    def step(self, match: MapMatch, optimizer: torch.optim.Optimizer) -> Tensor:
+        """One step; the loss before it."""
+        if not self.queue:
+            self.queue = torch.randperm(len(self.learn), generator=self.generator).tolist()
+        chosen = self.queue[: self.recipe.batch_size]
+        del self.queue[: self.recipe.batch_size]
+        batch = varied(self.learn.take(chosen, self.model), self.generator)
+        device = next(self.model.parameters()).device
+        with (
+            match.recorded(),
+            torch.enable_grad(),
+            torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16),
+        ):
+            with torch.no_grad():
+                wanted = call(self.teacher, batch)
+            outputs = call(self.model, batch)
+            loss = answers_apart(outputs, wanted, TEMPERATURE) + match.apart()
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        self.steps += 1
+        return loss.detach()
+
+    @torch.no_grad()
+    def look(self) -> float | None:
+        """Measures the held-out loss; the share of answers that agree, where they are classes."""
+        begun = time.perf_counter()
+        loss, agreeing, count = 0.0, list[Tensor | None](), 0
+        for batch, wanted in zip(self.judge, self.wanted, strict=True):
+            outputs, size = call(self.model, batch), sample_count(batch)
+            loss += size * float(answers_apart(outputs, wanted))
+            agreeing.append(agreement(outputs, wanted))
+            count += size
+        self.held_out.append(loss / count)
+        self.reserve = max(self.reserve, time.perf_counter() - begun)
+        known = [one for one in agreeing if one is not None]
+        return float(torch.cat(known).double().mean()) if known else None
+
+    def judged(self) -> bool:
+        """Keeps the weights if they are the best so far; if they are far worse, takes those back.
+
+        Returns:
+            Whether it took them back; the learning rate is then half of what it was.
+        """
+        loss, best = self.held_out[-1], self.held_out[self.best_epoch]
+        if loss < best:
+            self.best_epoch = len(self.epochs)
+            self.best = [p.detach().clone() for p in self.trained]
+        elif not loss <= WORSE * best + TINY:  # NaN, too
+            self.restore_best()
+            self.factor, self.retreats = self.factor / 2, self.retreats + 1
+            return True
+        return False
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        for parameter, value in zip(self.trained, self.best, strict=True):
+            parameter.copy_(value)
+
+    def history(self) -> MimicHistory:
+        return MimicHistory(
+            tuple(self.epochs),
+            self.start_accuracy,
+            self.best_epoch,
+            tuple(self.held_out),
+            self.steps,
+            time.perf_counter() - self.start,
+        )
+
+
+def _batches(samples: Samples, model: nn.Module) -> list[Inputs]:
+    """The first samples, for looking at without gradients."""
+    count = min(len(samples), MOST_SEEN)
+    rows = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
+    return [samples.take(row, model) for row in rows]
+
+
+def _optimizer(trained: Sequence[Tensor]) -> torch.optim.Optimizer:
+    # Adam moves every number by about the learning rate, which is meant in shares of the tensor's
+    # own size here: no rate fits weights of 1e-3 and scales of 1 alike. Eps is small since the
+    # gradients of a network this close to its teacher are.
+    groups = []
+    for parameter in trained:
+        size = float(parameter.detach().float().square().mean().sqrt())
+        groups.append({"params": [parameter], "size": max(size, SMALLEST)})
+    return torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99), eps=1e-12)
