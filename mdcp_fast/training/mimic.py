@@ -32,7 +32,8 @@ from mdcp_fast.training.unlabelled import Samples, sample_count
 STEPS = 400
 TEMPERATURE = 2.0  # softens logits
 CHECKS = 16  # looks at the held-out images
-MOST_SEEN = 512  # images of a look, and of a fit
+MOST_HELD_OUT = 512  # images of a look
+MOST_FITTED = 256  # images that the comparison of maps is fitted on
 BATCH = 32  # for looking, without gradients
 WORSE = 1.1  # times the best held-out loss: the rate is then too high
 RETREATS = 6  # to the best state, each at half the rate
@@ -186,7 +187,7 @@ class _Run:
             self.total = recipe.epochs * math.ceil(len(learn) / recipe.batch_size)
         elif recipe.minutes is None:
             self.total = STEPS
-        self.judge = _batches(judge, model)
+        self.judge = _batches(judge, model, MOST_HELD_OUT)
         with torch.no_grad():
             self.wanted = [call(teacher, batch) for batch in self.judge]
         self.start_accuracy = self.look()
@@ -194,7 +195,7 @@ class _Run:
     def go(self, bar: Silent) -> None:
         if not self.trained or self.share() >= 1:
             return
-        match = MapMatch(self.model, self.teacher, _batches(self.learn, self.model))
+        match = MapMatch(self.model, self.teacher, _batches(self.learn, self.model, MOST_FITTED))
         optimizer = _optimizer(self.trained)
         losses, looks = list[Tensor](), 0
         while (share := self.share()) < 1 and self.retreats <= RETREATS:
@@ -302,9 +303,9 @@ class _Run:
         )
 
 
-def _batches(samples: Samples, model: nn.Module) -> list[Inputs]:
+def _batches(samples: Samples, model: nn.Module, most: int) -> list[Inputs]:
     """The first samples, for looking at without gradients."""
-    count = min(len(samples), MOST_SEEN)
+    count = min(len(samples), most)
     rows = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
     return [samples.take(row, model) for row in rows]
 
