@@ -39,6 +39,10 @@ CRITERIA: dict[str, Callable[[Any], Any]] = {
 NEED_LABELS = ("taylor",)
 
 
+class CannotPlan(RuntimeError):
+    """A criterion that does not get down to a budget, or whose choice is none of our axes."""
+
+
 class _Floored:
     """A criterion under which the best tenth of every group is safe."""
 
@@ -77,7 +81,8 @@ class Rival:
             labelled: Batches of (images, classes), for criteria that need gradients.
 
         Raises:
-            RuntimeError: torch-pruning removed other channels than the graph's axes hold.
+            CannotPlan: The budget is out of reach, or torch-pruning removed other channels than the
+                graph's axes hold.
         """
         model = self.prepared(graph, labelled)
         low, high = 0.0, 1.0
@@ -91,7 +96,7 @@ class Rival:
             else:
                 low = ratio
         if best is None:
-            raise RuntimeError(f"{self.criterion} cannot get down to {macs:.0%} of the MACs")
+            raise CannotPlan(f"{self.criterion} cannot get down to {macs:.0%} of the MACs")
         return best
 
     def prepared(self, graph: ChannelGraph, labelled: list[tuple[Tensor, Tensor]]) -> nn.Module:
@@ -149,7 +154,7 @@ def surviving(axis: Axis, small: nn.Module) -> Tensor:
     """Channels of an axis that stayed, by its marks.
 
     Raises:
-        RuntimeError: There is none, or they disagree.
+        CannotPlan: There is none, or they disagree.
     """
     found: Tensor | None = None
     state = small.state_dict()
@@ -157,10 +162,10 @@ def surviving(axis: Axis, small: nn.Module) -> Tensor:
         marks = state[place.parameter].long()
         there = torch.isin(place.positions, marks).all(1).nonzero().flatten()
         if found is not None and not torch.equal(found, there):
-            raise RuntimeError(f"{axis.name}: layers that hang together keep different channels")
+            raise CannotPlan(f"{axis.name}: layers that hang together keep different channels")
         found = there
     if found is None or not len(found):
-        raise RuntimeError(f"{axis.name}: expected a BatchNorm or a bias that tells what stayed")
+        raise CannotPlan(f"{axis.name}: expected a BatchNorm or a bias that tells what stayed")
     return found
 
 

@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
 # What the benchmarks of quality share, and what all benchmarks share.
-sys.path += [str(HERE.parent), str(HERE.parents[1])]
+sys.path += [str(Path(__file__).resolve().parents[parent]) for parent in (1, 2)]
 
 from real_benchmark import main
 

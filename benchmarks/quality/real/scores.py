@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from text_boxes import Box, boxes, f1
 from torch import Tensor
 
+
+@dataclass(frozen=True)
+class Shown:
+    """How a score is written.
+
+    Attributes:
+        name: Its key.
+        title: For the head of a table.
+        percent: Whether it is a share.
+        digits: Behind the point.
+        higher: Whether more is better.
+    """
+
+    name: str
+    title: str
+    percent: bool = False
+    digits: int = 1
+    higher: bool = True
+
+    def written(self, value: float) -> str:
+        return f"{100 * value if self.percent else value:.{self.digits}f}"
+
+
+# The first two are the headline.
+CLASSIFIER = (
+    Shown("agreement", "top-1 agreement with the dense network, %", percent=True),
+    Shown("kl", "KL(dense, pruned), nats", digits=2, higher=False),
+    Shown("sure", "agreement where the dense network is sure (p > 0.5), %", percent=True),
+    Shown("hits", "animals named right", digits=1),
+)
+DETECTOR = (
+    Shown("f1", "F1 of the boxes of words, the dense network's being right, %", percent=True),
+    Shown("error", "error of the heat maps, in shares of their variance", digits=3, higher=False),
+    Shown("mse", "mean squared error of the heat maps", digits=5, higher=False),
+)
 SURE = 0.5  # the probability from which on the dense network is sure
 
 Scores = dict[str, float]

@@ -40,7 +40,7 @@ def boxes(letters: np.ndarray, links: np.ndarray) -> list[Box]:
         # The maps shrink letters: a word grows by as much as it is thick.
         height, width = own.shape
         grow = int(2 * math.sqrt(size * min(height, width) / (height * width)))
-        before, after = (grow + 1) // 2, grow - (grow + 1) // 2
+        before, after = grow // 2, (grow + 1) // 2  # as a rectangle of grow + 1 pixels dilates it
         top, left = np.maximum(inside.min(0) - before, 0)
         bottom, right = np.minimum(inside.max(0) + after + 1, words.shape)
         found.append((int(left), int(top), int(right), int(bottom)))

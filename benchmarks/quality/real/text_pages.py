@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from photographs import pixels, random_crop
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 SYLLABLES = (
-    "an ar be co da en er fo ga he in ka la le ma mo na ne on or pa po qui ra re ri sa se ta te ti "
-    "to un ve vi wa za the ing str ch"
-).split()
+    *("an", "ar", "be", "co", "da", "en", "er", "fo", "ga", "he", "in", "ka", "la", "le", "ma"),
+    *("mo", "na", "ne", "on", "or", "pa", "po", "qui", "ra", "re", "ri", "sa", "se", "ta", "te"),
+    *("ti", "to", "un", "ve", "vi", "wa", "za", "the", "ing", "str", "ch"),
+)
 SIZES = (11, 34)  # pixels of a letter, drawn from small to large with ever fewer of the large
 LINES = (2, 9)
 CONTRAST = 90  # between the ground and the letters, of 255
