@@ -2,8 +2,9 @@
 
 Each criterion ranks the channels of a copy of the network; torch-pruning removes them, all layers
 that hang together at once, residual streams included. Which ones stayed is read off the copy: no
-criterion looks at the running means of BatchNorm, so these are set to 0, 1, 2, ... beforehand and
-tell afterwards. The share of channels to remove is found by bisection on the MACs.
+criterion looks at the running means of BatchNorm, nor (by default) at biases, so these are set to
+0, 1, 2, ... beforehand and tell afterwards. The share of channels to remove is found by bisection
+on the MACs.
 
 Criteria and their options are the library's defaults, but for one: a tenth of the channels of every
 group always stays, as in `search`, since a global ranking otherwise empties layers.
@@ -22,7 +23,7 @@ from subject import MIN_KEEP
 from torch import Tensor, nn
 
 from mdcp_fast.pruning.plan import PruningPlan
-from mdcp_fast.tracing.axes import Axis
+from mdcp_fast.tracing.axes import Axis, ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
 BISECTIONS = 14  # the share is then known to 1 / 16,384
@@ -36,6 +37,10 @@ CRITERIA: dict[str, Callable[[Any], Any]] = {
     "taylor": lambda importance: importance.TaylorImportance(),
 }
 NEED_LABELS = ("taylor",)
+
+
+class CannotPlan(RuntimeError):
+    """A criterion that does not get down to a budget, or whose choice is none of our axes."""
 
 
 class _Floored:
@@ -76,7 +81,8 @@ class Rival:
             labelled: Batches of (images, classes), for criteria that need gradients.
 
         Raises:
-            RuntimeError: torch-pruning removed other channels than the graph's axes hold.
+            CannotPlan: The budget is out of reach, or torch-pruning removed other channels than the
+                graph's axes hold.
         """
         model = self.prepared(graph, labelled)
         low, high = 0.0, 1.0
@@ -90,7 +96,7 @@ class Rival:
             else:
                 low = ratio
         if best is None:
-            raise RuntimeError(f"{self.criterion} cannot get down to {macs:.0%} of the MACs")
+            raise CannotPlan(f"{self.criterion} cannot get down to {macs:.0%} of the MACs")
         return best
 
     def prepared(self, graph: ChannelGraph, labelled: list[tuple[Tensor, Tensor]]) -> nn.Module:
@@ -112,47 +118,54 @@ class Rival:
         small = copy.deepcopy(model)
         for parameter, twin in zip(model.parameters(), small.parameters(), strict=True):
             twin.grad = None if parameter.grad is None else parameter.grad.clone()
-        mark(small)
-        # The classes stay, as in `graph.fixed`.
-        last = [module for module in small.modules() if isinstance(module, nn.Linear)][-1]
+        mark(small, graph)
+        whole = [small.get_submodule(fixed.name) for fixed in graph.fixed]  # classes, in the main
         pruner = torch_pruning.pruner.BasePruner(
             small,
             graph.example_inputs,
             importance=_Floored(CRITERIA[self.criterion](torch_pruning.pruner.importance)),
             global_pruning=self.everywhere,
             pruning_ratio=ratio,
-            ignored_layers=[last],
+            ignored_layers=whole,
         )
         pruner.step()
         return small
 
 
-def mark(model: nn.Module) -> None:
-    """Sets every running mean of BatchNorm to 0, 1, 2, ..."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            mean = module.running_mean
-            assert mean is not None
-            mean.copy_(torch.arange(len(mean)))
+def mark(model: nn.Module, graph: ChannelGraph) -> None:
+    """Sets what tells the channels of every axis (see `marks_of`) to 0, 1, 2, ..."""
+    state = model.state_dict()
+    for axis in graph.axes:
+        for place in marks_of(axis):
+            tensor = state[place.parameter]
+            tensor.copy_(torch.arange(len(tensor)))
+
+
+def marks_of(axis: Axis) -> list[ParameterSlice]:
+    """Where the channels of an axis are counted: running means, or biases where there are none."""
+    for kind in ("running_mean", "bias"):
+        found = [place for place in axis.places if place.parameter.endswith(kind)]
+        if found:
+            return found
+    return []
 
 
 def surviving(axis: Axis, small: nn.Module) -> Tensor:
-    """Channels of an axis that stayed, by the marks of every BatchNorm behind it.
+    """Channels of an axis that stayed, by its marks.
 
     Raises:
-        RuntimeError: There is none, or they disagree.
+        CannotPlan: There is none, or they disagree.
     """
     found: Tensor | None = None
-    for place in axis.places:
-        if not place.parameter.endswith("running_mean"):
-            continue
-        marks = small.get_buffer(place.parameter).long()
+    state = small.state_dict()
+    for place in marks_of(axis):
+        marks = state[place.parameter].long()
         there = torch.isin(place.positions, marks).all(1).nonzero().flatten()
         if found is not None and not torch.equal(found, there):
-            raise RuntimeError(f"{axis.name}: layers that hang together keep different channels")
+            raise CannotPlan(f"{axis.name}: layers that hang together keep different channels")
         found = there
     if found is None or not len(found):
-        raise RuntimeError(f"{axis.name}: expected a BatchNorm that tells what stayed")
+        raise CannotPlan(f"{axis.name}: expected a BatchNorm or a bias that tells what stayed")
     return found
 
 

@@ -67,10 +67,11 @@ def load_subject(name: str, cache: Path) -> Subject:
     )
     graph = trace(model, torch.zeros(1, *data.input_shape))
     flips = NETWORKS[name].flips
-    return Subject(name, graph, batches, train, validation, test, flips, _digest(model))
+    return Subject(name, graph, batches, train, validation, test, flips, weights_digest(model))
 
 
-def _digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
+    """The first digits of a hash of a network's weights."""
     sha = hashlib.sha256()
     for tensor in model.state_dict().values():
         sha.update(tensor.contiguous().numpy().tobytes())
