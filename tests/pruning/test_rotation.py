@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from blocks import image
 from torch import Tensor, nn
 
+import mdcp_fast
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
@@ -320,10 +321,10 @@ def test_the_same_in_a_fresh_process(
         "small = mdcp_fast.load(sys.argv[1] + '/small.safetensors', Mobile)\n"
         "assert torch.allclose(small(x), y, atol=1e-6)\n"
     )
-    here = Path(__file__).parent
+    here, library = Path(__file__).parent, Path(mdcp_fast.__file__).parents[1]
     command = [sys.executable, "-c", code, str(tmp_path), str(here)]
-    environment = os.environ | {"PYTHONPATH": ":".join([str(here.parent), str(here.parents[1])])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(library), str(here.parent)])}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
