@@ -52,8 +52,10 @@ class CompressionReport:
         steps: One after another.
         held_out: How many images the losses are taken on. Nothing was fitted to them; they only
             decided when to stop.
-        macs, dense_macs: Multiply-accumulates for one image, of the network and of the dense one.
-        params, dense_params: Their numbers of parameters.
+        macs: Multiply-accumulates of the network for one image.
+        dense_macs: Those of the dense network.
+        params: The network's number of parameters.
+        dense_params: That of the dense network.
     """
 
     steps: tuple[CompressionStep, ...]
