@@ -225,6 +225,11 @@ def test_a_run_resumes_and_reports(
     )
     assert fitted["kl"] == learnt["kl"]  # nothing was trained here
 
+    # At one budget both searches end with all axes at one share: measured once, told twice.
+    uniform = first.find(("tiny", UNIFORM, 0.7, FITTED, 0, 24))
+    if uniform["plan"] == fitted["plan"]:
+        assert all(uniform[name] == one for name, one in fitted.items() if name != "method")
+
     # A record that is there stays, one that is missing comes out the same.
     last = first.records.pop()
     first.records[1]["kl"] = 123.0

@@ -12,6 +12,7 @@ See `real_networks`, `photographs`, `text_pages`, `real_methods` and `scores` fo
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -175,6 +176,10 @@ class Run:
                 key = batch.key(budget, treatment)
                 if not self.missing(key):
                     continue
+                known = self.same(key, plan)
+                if known is not None:
+                    self._add(key, known, plan)
+                    continue
                 start = time.process_time()
                 if treatment == MIMICKED:
                     fitted = treated(subject, plan, FITTED, given)
@@ -183,6 +188,18 @@ class Run:
                     small = treated(subject, plan, treatment, given)
                 seconds = {"seconds": round(time.process_time() - start, 2)}
                 self._add(key, subject.scores(small) | seconds, plan)
+
+    def same(self, key: tuple[Any, ...], plan: PruningPlan) -> dict[str, Any] | None:
+        """What was measured, by this version of the library, for another method's same plan."""
+        others = ("budget", "method")
+        wanted = {name: one for name, one in zip(KEY, key, strict=True) if name not in others}
+        wanted["plan"] = plan_digest(plan)
+        for record in self.records.records:
+            alike = all(record.get(name) == one for name, one in wanted.items())
+            if alike and self.records.environments[record["environment"]] == where():
+                given = (*KEY, "environment")
+                return {name: one for name, one in record.items() if name not in given}
+        return None
 
     def plans(
         self, subject: RealSubject, batch: Batch, budgets: list[float]
@@ -219,15 +236,27 @@ class Run:
                 "macs": round(plan.macs / plan.dense_macs, 4),
                 "params": round(plan.params / plan.dense_params, 4),
                 "widths": [axis.width for axis in plan.axes],
+                "plan": plan_digest(plan),
             }
         self.records.add(key, measured)
         shown = {name: value for name, value in measured.items() if name != "widths"}
         print(f"{written(key)}: {shown}", flush=True)
 
 
+def where() -> dict[str, Any]:
+    """See `records.environment`."""
+    return environment((*PACKAGES, "pillow"))
+
+
+def plan_digest(plan: PruningPlan) -> str:
+    """The first digits of a hash of what stays."""
+    kept = [(axis.kept, axis.rotated) for axis in plan.axes]
+    return hashlib.sha256(repr(kept).encode()).hexdigest()[:12]
+
+
 def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    records = Records(arguments.results, KEY, lambda: environment((*PACKAGES, "pillow")))
+    records = Records(arguments.results, KEY, where)
     if arguments.redo:
         print(f"{records.forget(arguments.redo)} records are measured anew")
     this = Run(records, arguments.photos, arguments.wanted)
