@@ -14,7 +14,8 @@ import rivals
 import torch
 from photographs import ACTIVITIES, centre, crop_box, crops, extract, photographs, split_of
 from PIL import Image
-from real_benchmark import KEY, in_order, main
+from real_benchmark import main
+from real_cells import KEY, in_order
 from real_methods import BEST, FITTED, METHODS, MIMICKED, UNIFORM, reestimate
 from real_networks import NETWORKS, NotInstalled, RealNetwork, folder_of
 from real_report import MARKS, write_report
@@ -201,7 +202,7 @@ def test_a_run_resumes_and_reports(
     monkeypatch.setattr(real_methods, "finetune", lambda *_, **__: None)
     monkeypatch.setattr(rivals, "BISECTIONS", 5)
     kept = (BEST, UNIFORM, "l2, uniform", "random, uniform")
-    monkeypatch.setattr("real_benchmark.METHODS", {name: METHODS[name] for name in kept})
+    monkeypatch.setattr("real_cells.METHODS", {name: METHODS[name] for name in kept})
     results = tmp_path / "real.json"
 
     def run(*more: str) -> Records:

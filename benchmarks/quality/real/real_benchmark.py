@@ -15,18 +15,18 @@ import argparse
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from methods import DoesNotApply
 from photographs import default_photos, extract, photographs
-from real_methods import BEST, DROPPED, FITTED, METHODS, MIMICKED, OURS, RIVAL, mimicked, treated
+from real_cells import KEY, Batch, in_order
+from real_methods import DROPPED, FITTED, METHODS, MIMICKED, RIVAL, mimicked, treated
 from real_networks import NETWORKS, NotInstalled
 from real_report import write_report
-from real_subject import RealSubject, traced
+from real_subject import Given, RealSubject, traced
 from real_tables import DENSE
 from records import PACKAGES, Records, environment, written
 from rivals import CannotPlan
@@ -37,76 +37,6 @@ from mdcp_fast.tracing.graph import ChannelGraph
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "benchmarks" / "results" / "real.json"
-KEY = ("network", "method", "budget", "treatment", "split", "crops")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Cells that share a plan's search: a method on a split, at several budgets.
-
-    Attributes:
-        network, method, split: What is measured.
-        crops: How many calibration images there are.
-        budgets: The largest first.
-        treatments: Of each plan.
-    """
-
-    network: str
-    method: str
-    split: int
-    crops: int
-    budgets: tuple[float, ...]
-    treatments: tuple[str, ...]
-
-    def cells(self) -> Iterator[tuple[Any, ...]]:
-        for budget in self.budgets:
-            for treatment in self.treatments:
-                yield self.key(budget, treatment)
-
-    def key(self, budget: float, treatment: str) -> tuple[Any, ...]:
-        return self.network, self.method, budget, treatment, self.split, self.crops
-
-
-def in_order(networks: Sequence[str], splits: Sequence[int], crops: Sequence[int]) -> list[Batch]:
-    """All there is to measure, the most important first.
-
-    Args:
-        networks: Names in `NETWORKS`.
-        splits: Numbers; the first one is measured first.
-        crops: Calibration images: of the main tables, then of the table of other numbers. Empty for
-            the networks' own.
-    """
-    ours = [name for name, one in METHODS.items() if one.first and one.family == OURS]
-    rivals = [name for name, one in METHODS.items() if one.first and one.family == RIVAL]
-    rest = [name for name, one in METHODS.items() if not one.first]
-    main, *others = splits
-    made = []
-
-    def add(names: Iterable[str], numbers: Sequence[int], slow: bool = False) -> None:
-        for split in numbers:
-            for name in names:
-                kinds = [one for one in METHODS[name].treatments if (one == MIMICKED) == slow]
-                for network in networks:
-                    settings = NETWORKS[network]
-                    count = crops[0] if crops else settings.calibration
-                    made.append(Batch(network, name, split, count, settings.budgets, tuple(kinds)))
-
-    add(ours, [main])
-    add(rivals, [main])
-    for network in networks:
-        settings = NETWORKS[network]
-        for count in crops[1:] if crops else settings.fewer:
-            for name in (*ours, *rivals):
-                # Merely dropped channels look at no images.
-                kinds = [one for one in METHODS[name].treatments if one not in (DROPPED, MIMICKED)]
-                budget = (settings.fewer_at,)
-                made.append(Batch(network, name, main, count, budget, tuple(kinds)))
-    add(ours, others)
-    add([BEST], [main], slow=True)
-    add(rivals, others)
-    add(rest, splits)
-    add([BEST], others, slow=True)
-    return made
 
 
 class Run:
@@ -169,7 +99,7 @@ class Run:
             return
         subject = self.subject(batch.network, batch.split)
         given = subject.given(batch.crops)
-        for budget, plan in self.plans(subject, batch, budgets):
+        for budget, plan in self.plans(given, batch, budgets):
             if plan.macs > budget * plan.dense_macs:
                 raise RuntimeError(f"{batch.method}: {plan.macs} MACs are more than {budget:.0%}")
             for treatment in batch.treatments:
@@ -202,7 +132,7 @@ class Run:
         return None
 
     def plans(
-        self, subject: RealSubject, batch: Batch, budgets: list[float]
+        self, given: Given, batch: Batch, budgets: list[float]
     ) -> Iterator[tuple[float, PruningPlan]]:
         """The plans of a method, each with its budget; none where the method does not apply."""
         rival = METHODS[batch.method].family == RIVAL
@@ -211,14 +141,16 @@ class Run:
         keys = {budget: (batch.network, batch.method, budget, *where) for budget in budgets}
         unknown = [budget for budget, key in keys.items() if key not in self._plans]
         start = time.process_time()
-        given = subject.given(batch.crops)
         try:
             made = iter(METHODS[batch.method].plans(given, unknown, 0)) if unknown else iter(())
             for budget, key in keys.items():
                 if key not in self._plans:
                     self._plans[key] = next(made)
                     spent = time.process_time() - start
-                    print(f"{batch.network}, {batch.method}: planned after {spent:.0f} s of CPU")
+                    print(
+                        f"{batch.network}, {batch.method}: planned after {spent:.0f} s of CPU",
+                        flush=True,
+                    )
                 yield budget, self._plans[key]
                 start = time.process_time()
         except (ImportError, DoesNotApply, CannotPlan) as error:
