@@ -30,6 +30,9 @@ class TableEvaluator:
     Attributes:
         population: Candidates of the evolution's first generation, at least 4.
         generations: It scores at most `population * generations` candidates.
+        probes: At how many widths of each axis the network is run on calibration images, with
+            nothing else cut, so that the losses of different axes compare. 0: not at all, as
+            without calibration.
 
     Raises:
         TypeError, ValueError: A number that is no int, or too small.
@@ -37,12 +40,13 @@ class TableEvaluator:
 
     population: int = 64
     generations: int = 100
+    probes: int = 2
 
     name: ClassVar[str] = "table"
     labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_size(self)
+        _check_numbers(self, population=SMALLEST, generations=1, probes=0)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class NetworkEvaluator:
     name: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
-        _check_size(self)
+        _check_numbers(self, population=SMALLEST, generations=1)
         memory = self.memory
         if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
             raise ValueError(
@@ -155,7 +159,7 @@ class RefitEvaluator:
     name: ClassVar[str] = "fitted"
 
     def __post_init__(self) -> None:
-        _check_size(self)
+        _check_numbers(self, population=SMALLEST, generations=1)
 
     def judge(
         self, problem: WidthProblem, kept: KeptChannels, calibration: CalibrationData
@@ -181,8 +185,8 @@ class RefitEvaluator:
 Evaluator = TableEvaluator | NetworkEvaluator | RefitEvaluator
 
 
-def _check_size(evaluator: Evaluator) -> None:
-    for name, least in (("population", SMALLEST), ("generations", 1)):
+def _check_numbers(evaluator: Evaluator, **least_of: int) -> None:
+    for name, least in least_of.items():
         value = getattr(evaluator, name)
         where = f"{type(evaluator).__name__}: {name}"
         if isinstance(value, bool) or not isinstance(value, int):

@@ -55,9 +55,7 @@ class Method:
             dropping, again and again, the one that the others replace best; with "weights" or
             "responses". None, the default: "greedy" where the descriptor allows it, else
             "crowding".
-        widths: "searched", or "uniform": the largest share that all axes can keep. None, the
-            default: "uniform" where streams are rotated and widths would be chosen by a table,
-            which ranks them reliably at mild budgets only; else "searched".
+        widths: "searched", or "uniform": the largest share that all axes can keep.
         clusters: "width": as many as channels stay, over `channels_per_cluster`. "searched": chosen
             by differential evolution for the best clustering; with widths="uniform".
         seeding: Of k-means: "ward" or "k-means++".
@@ -78,7 +76,7 @@ class Method:
 
     descriptor: DescriptorName | Descriptor | None = None
     selection: SelectionName | SelectionRule | None = None
-    widths: WidthsName | None = None
+    widths: WidthsName = "searched"
     clusters: ClustersName = "width"
     seeding: SeedingName = "ward"
     channels_per_cluster: float = 1.0
@@ -138,8 +136,6 @@ class Method:
     def __post_init__(self) -> None:
         for name, known in NAMES.items():
             value = getattr(self, name)
-            if name == "widths" and value is None:
-                continue
             if value not in known if isinstance(value, str) else name in ONLY_NAMES:
                 raise ValueError(
                     f"Method: {name}: expected one of {', '.join(known)}, got {value!r}"
@@ -194,8 +190,7 @@ class ResolvedMethod:
         rule: Says which of a cluster stay; None for greedy selection, which has no clusters.
         minimize: Searches widths on the table, and numbers of clusters.
         evaluator: What widths are chosen by.
-        uniform: Whether all widths are one share of the dense ones; None where that depends on
-            whether streams are rotated.
+        uniform: Whether all widths are one share of the dense ones.
         search_clusters: Whether the numbers of clusters are searched.
         seeding: Of k-means.
         channels_per_cluster: On average.
@@ -207,7 +202,7 @@ class ResolvedMethod:
     rule: SelectionRule | None
     minimize: Minimizer
     evaluator: Evaluator
-    uniform: bool | None
+    uniform: bool
     search_clusters: bool
     seeding: str
     channels_per_cluster: float
@@ -250,15 +245,6 @@ def choose_method(
     return method if evaluator is None else replace(method, evaluator=evaluator)
 
 
-def with_widths(how: ResolvedMethod, rotated: bool) -> ResolvedMethod:
-    """The method once it is known whether streams are rotated."""
-    if how.uniform is not None:
-        return how
-    return replace(
-        how, uniform=rotated, settings=how.settings | {"widths": NAMES["widths"][int(rotated)]}
-    )
-
-
 def resolve_method(method: Method, calibrated: bool) -> ResolvedMethod:
     """Puts an object in place of each name, and a choice in place of each None.
 
@@ -291,14 +277,12 @@ def resolve_method(method: Method, calibrated: bool) -> ResolvedMethod:
             f"search: calibration: expected batches, since evaluator={evaluator.name!r} runs the "
             "network on them, got None"
         )
-    uniform = method.widths == "uniform"
-    depends = method.widths is None and rotate and isinstance(evaluator, TableEvaluator)
     return ResolvedMethod(
         descriptor=descriptor,
         rule=None if selection == GREEDY else _named(RULES, selection),
         minimize=_named(MINIMIZERS, method.evolution),
         evaluator=evaluator,
-        uniform=None if depends else uniform,
+        uniform=method.widths == "uniform",
         search_clusters=method.clusters == "searched",
         seeding=method.seeding,
         channels_per_cluster=method.channels_per_cluster,
@@ -306,7 +290,7 @@ def resolve_method(method: Method, calibrated: bool) -> ResolvedMethod:
         settings={
             "descriptor": _written(wanted),
             "selection": _written(selection),
-            "widths": method.widths or "searched",
+            "widths": method.widths,
             "clusters": method.clusters,
             "seeding": method.seeding,
             "evolution": _written(method.evolution),

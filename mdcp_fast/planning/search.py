@@ -21,8 +21,8 @@ from mdcp_fast.planning.method import (
     ResolvedMethod,
     choose_method,
     resolve_method,
-    with_widths,
 )
+from mdcp_fast.planning.probes import probed_losses
 from mdcp_fast.planning.widths import WidthProblem, widths_by_table
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
@@ -128,7 +128,6 @@ def search(
         if how.rotate:
             rotation, _ = data.rotation()
             data, graph, rotated = data.rotated(rotation), rotation.graph, frozenset(rotation.bases)
-    how = with_widths(how, bool(rotated))
     problem = WidthProblem(graph, limits, choices, seed)
     scorer = ChannelScorer(graph, how, data, seed, rotated)
     widths, histories, judged = _widths(problem, scorer, how, data)
@@ -177,9 +176,14 @@ def _widths(
         return problem.uniform(), [torch.zeros(0)] * len(problem.limits), {}
     evaluator = how.evaluator
     on_table = evaluator if isinstance(evaluator, TableEvaluator) else TableEvaluator()
+    losses = scorer.losses(problem.choices)
+    if data is not None and on_table.probes:
+        losses = probed_losses(
+            problem.graph, losses, problem.choices, scorer.choose, data, on_table.probes
+        )
     found = widths_by_table(
         problem,
-        scorer.losses(problem.choices),
+        losses,
         how.minimize,
         on_table.population,
         on_table.generations,

@@ -12,7 +12,7 @@ and the mean goes there.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -95,12 +95,25 @@ def compensate(
     if weights is not None:
         wanted &= set(weights)
     consumers, skipped = collect_grams(graph, batches, wanted)
-    for consumer in consumers:
-        if consumer.usable:
-            _absorb(graph, small, positions, consumer)
-        else:
-            skipped.append(consumer.weight)
+    skipped += [consumer.weight for consumer in consumers if not consumer.usable]
+    absorb_lost_inputs(graph, small, positions, consumers)
     return tuple(skipped)
+
+
+@torch.no_grad()
+def absorb_lost_inputs(
+    graph: ChannelGraph, small: nn.Module, positions: Positions, consumers: Iterable[Consumer]
+) -> None:
+    """Compensates those of the given layers that lost inputs, in place in `small`.
+
+    Args:
+        graph, small, positions: As `compensate` takes them.
+        consumers: What layers of the dense network read; others are left as they are.
+    """
+    wanted = lost_inputs(graph, positions)
+    for consumer in consumers:
+        if consumer.usable and consumer.weight in wanted:
+            _absorb(graph, small, positions, consumer)
 
 
 def _absorb(

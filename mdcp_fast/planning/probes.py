@@ -1,0 +1,173 @@
+"""Scales a table of losses by what the network answers when one axis at a time is cut.
+
+How much of its input a layer cannot predict says well how the widths of one axis compare, and badly
+how axes do: what share of a layer's response is missing says little of where the answers go. In
+MobileNetV2 the same share of it costs 25 times as much behind one axis as behind another, since
+errors of neighbouring positions add up where they are alike, and layers behind forgive or do not.
+
+So the network is run. Every axis is cut by itself, to a few of its widths; the layers that read it
+are compensated from most of the calibration images, as `compensate` does it, and the answers to the
+others are compared with the dense network's. Between these widths the axis's losses are
+multiplied by a factor that passes through what was measured. Answers of small cuts differ by about
+the sum of what each does alone, which is what a table can say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, tensors_in
+from mdcp_fast.modules.removal import remove
+from mdcp_fast.ops.evaluate_population import LossTable
+from mdcp_fast.planning.selection import Chooser
+from mdcp_fast.pruning.calibration import held_out_batches, samples_in
+from mdcp_fast.pruning.calibration_data import CalibrationData
+from mdcp_fast.pruning.compensation import absorb_lost_inputs
+from mdcp_fast.pruning.input_moments import collect_grams
+from mdcp_fast.tracing.graph import ChannelGraph
+
+WIDEST = 3 / 4  # of an axis's channels, at the first of its probes
+NARROWER = 1 / 2  # of the width before, at each of the others
+WORK = 1 << 40  # multiply-accumulates of all probes together that pay for more samples
+SAMPLES = (16, 256)  # that a probe is scored on, at least and at most
+LEAST = 1e-6  # of an axis's largest loss, below which losses do not say how widths compare
+UNSEEN = 1e-9  # differences of answers that are rounding
+WORST = 1e6  # of answers that are not finite
+
+
+@torch.no_grad()
+def probed_losses(
+    graph: ChannelGraph,
+    losses: LossTable,
+    choices: Sequence[Tensor],
+    choose: Chooser,
+    calibration: CalibrationData,
+    probes: int,
+) -> LossTable:
+    """A table of losses, scaled by what the network answers when axes are cut.
+
+    Args:
+        graph: The traced network; not changed.
+        losses: By which the widths of one axis compare.
+        choices: For each axis the widths that may be chosen, int64, increasing.
+        choose: Says which channels stay.
+        calibration: A fourth of the images scores probes, the others compensate for what they lack;
+            where nothing can be held out, all do both.
+        probes: At how many widths of each axis the network is run.
+
+    Returns:
+        For each axis a loss that falls with the width: about how far the answers of the network
+        with this axis alone at this width are from the dense ones (see `answer_difference`).
+    """
+    jobs = [_probed_widths(one, probes) for one in choices]
+    most, scored = held_out_batches(calibration.batches)
+    work = graph.macs * max(sum(map(len, jobs)), 1)
+    scored = _first(scored or most, min(max(WORK // max(work, 1), SAMPLES[0]), SAMPLES[1]))
+    consumers, _ = collect_grams(graph, most)
+    dense = [_answers(graph.model, batch) for batch in scored]
+    everything = [torch.arange(axis.channels) for axis in graph.axes]
+    values = []
+    for index, widths in enumerate(jobs):
+        first, last = int(losses.offsets[index]), int(losses.offsets[index + 1])
+        found = []
+        for width in widths:
+            kept = list(everything)
+            kept[index] = choose(torch.tensor([index]), torch.tensor([width])).kept
+            positions = graph.positions([one.tolist() for one in kept])
+            small = remove(graph.model, positions)
+            absorb_lost_inputs(graph, small, positions, consumers)
+            pairs = zip(dense, (_answers(small, batch) for batch in scored), strict=True)
+            found.append(sum(answer_difference(one, other) for one, other in pairs))
+        samples = sum(map(samples_in, scored))
+        differences = torch.tensor(found, dtype=torch.float64) / samples
+        values.append(_scaled(losses.values[first:last], torch.tensor(widths), differences))
+    return LossTable(torch.cat(values), losses.offsets)
+
+
+def answer_difference(dense: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """How far a network's answers to a batch are from the dense ones, summed over its samples.
+
+    Args:
+        dense: The dense network's outputs, those that are floating-point tensors.
+        others: The same of another network.
+
+    Returns:
+        The sum over the outputs: of [batch, classes] the divergence KL(dense || other) of the class
+        probabilities in nats; of any other the squared difference as a share of the dense output's
+        variance.
+    """
+    total = 0.0
+    for one, other in zip(dense, others, strict=True):
+        one, other = one.double(), other.double()
+        if one.dim() == 2 and one.shape[1] > 1:
+            ours, theirs = (F.log_softmax(x, 1) for x in (other, one))
+            difference = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+        else:
+            spread = (one - one.mean()).square().mean().clamp_min(torch.finfo(one.dtype).tiny)
+            difference = (other - one).square().mean() / spread * (len(one) if one.dim() else 1)
+        total += float(difference.nan_to_num(WORST, WORST, WORST).clamp_max(WORST))
+    return total
+
+
+def _probed_widths(choices: Tensor, probes: int) -> list[int]:
+    """The choices next to fixed shares of the largest, without it."""
+    wanted = float(choices[-1]) * WIDEST * NARROWER ** torch.arange(probes, dtype=torch.float64)
+    nearest = (choices.double() - wanted.unsqueeze(1)).abs().argmin(1)
+    return sorted({int(choices[i]) for i in nearest} - {int(choices[-1])}, reverse=True)
+
+
+def _first(batches: Sequence[Inputs], samples: int) -> list[Inputs]:
+    """The first samples of all batches: those of the first batches, and of the last a part."""
+    chosen = []
+    for batch in batches:
+        if samples <= 0:
+            break
+        size, most = samples_in(batch), samples
+        chosen.append(
+            map_tensors(batch, lambda t, n=size, m=most: t[:m] if t.dim() and len(t) == n else t)
+        )
+        samples -= size
+    return chosen
+
+
+def _answers(model: nn.Module, batch: Inputs) -> list[Tensor]:
+    with eval_mode(model):
+        return [x for x in tensors_in(call(model, batch)) if x.is_floating_point()]
+
+
+def _scaled(losses: Tensor, widths: Tensor, differences: Tensor) -> Tensor:
+    """An axis's losses times factors that make them what was measured at some widths.
+
+    The logarithm of the factor is linear in that of the loss between these widths, and constant
+    outside.
+
+    Args:
+        losses: float64 [channels], falling.
+        widths: int64 [probes], falling.
+        differences: float64 [probes], what was measured.
+    """
+    if not len(widths):
+        return losses
+    channels = len(losses)
+    if not bool(losses[0] > 0):  # nothing that could be scaled
+        losses = 1 - torch.arange(1, channels + 1, dtype=torch.float64) / channels
+    scale = losses.clamp_min(LEAST * losses[0]).log()
+    at = scale[widths - 1]
+    factors = _interpolated(scale, at, differences.clamp_min(UNSEEN).log() - at)
+    scaled = (scale + factors).exp()
+    scaled[-1] = 0.0
+    return scaled.cummin(0).values
+
+
+def _interpolated(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear: what has `values` `at` increasing places, constant beyond them."""
+    if len(at) == 1:
+        return values.expand(len(x))
+    right = torch.searchsorted(at, x).clamp(1, len(at) - 1)
+    low, high = at[right - 1], at[right]
+    part = ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    return values[right - 1] * (1 - part) + values[right] * part
