@@ -23,18 +23,19 @@ from torch import Tensor, nn
 from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, tensors_in
 from mdcp_fast.modules.removal import remove
 from mdcp_fast.ops.evaluate_population import LossTable
+from mdcp_fast.planning.loss_table import PLATEAU
 from mdcp_fast.planning.selection import Chooser
 from mdcp_fast.pruning.calibration import held_out_batches, samples_in
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.compensation import absorb_lost_inputs
 from mdcp_fast.pruning.input_moments import collect_grams
+from mdcp_fast.pruning.ridge import TINY
 from mdcp_fast.tracing.graph import ChannelGraph
 
 WIDEST = 3 / 4  # of an axis's channels, at the first of its probes
 NARROWER = 1 / 2  # of the width before, at each of the others
 WORK = 1 << 40  # multiply-accumulates of all probes together that pay for more samples
 SAMPLES = (16, 256)  # that a probe is scored on, at least and at most
-LEAST = 1e-6  # of an axis's largest loss, below which losses do not say how widths compare
 UNSEEN = 1e-9  # differences of answers that are rounding
 WORST = 1e6  # of answers that are not finite
 
@@ -153,9 +154,9 @@ def _scaled(losses: Tensor, widths: Tensor, differences: Tensor) -> Tensor:
     if not len(widths):
         return losses
     channels = len(losses)
-    if not bool(losses[0] > 0):  # nothing that could be scaled
-        losses = 1 - torch.arange(1, channels + 1, dtype=torch.float64) / channels
-    scale = losses.clamp_min(LEAST * losses[0]).log()
+    slope = 1 - torch.arange(1, channels + 1, dtype=torch.float64) / channels
+    # Losses that are level, or nothing, do not say how widths compare.
+    scale = (losses + slope * PLATEAU * losses[0].clamp_min(TINY)).clamp_min(TINY * PLATEAU).log()
     at = scale[widths - 1]
     factors = _interpolated(scale, at, differences.clamp_min(UNSEEN).log() - at)
     scaled = (scale + factors).exp()
