@@ -25,7 +25,7 @@ from mdcp_fast.modules.removal import remove
 from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.planning.loss_table import PLATEAU
 from mdcp_fast.planning.selection import Chooser
-from mdcp_fast.pruning.calibration import held_out_batches, samples_in
+from mdcp_fast.pruning.calibration import held_out_batches, in_parts, samples_in
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.compensation import absorb_lost_inputs
 from mdcp_fast.pruning.input_moments import collect_grams
@@ -67,7 +67,9 @@ def probed_losses(
     jobs = [_probed_widths(one, probes) for one in choices]
     most, scored = held_out_batches(calibration.batches)
     work = graph.macs * max(sum(map(len, jobs)), 1)
-    scored = _first(scored or most, min(max(WORK // max(work, 1), SAMPLES[0]), SAMPLES[1]))
+    samples = min(max(WORK // max(work, 1), SAMPLES[0]), SAMPLES[1])
+    scored = list(in_parts(_first(scored or most, samples)))
+    samples = sum(map(samples_in, scored))
     consumers, _ = collect_grams(graph, most)
     dense = [_answers(graph.model, batch) for batch in scored]
     everything = [torch.arange(axis.channels) for axis in graph.axes]
@@ -83,7 +85,6 @@ def probed_losses(
             absorb_lost_inputs(graph, small, positions, consumers)
             pairs = zip(dense, (_answers(small, batch) for batch in scored), strict=True)
             found.append(sum(answer_difference(one, other) for one, other in pairs))
-        samples = sum(map(samples_in, scored))
         differences = torch.tensor(found, dtype=torch.float64) / samples
         values.append(_scaled(losses.values[first:last], torch.tensor(widths), differences))
     return LossTable(torch.cat(values), losses.offsets)

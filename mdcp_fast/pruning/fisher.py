@@ -26,6 +26,7 @@ from mdcp_fast.modules.calls import (
 )
 from mdcp_fast.modules.hooks import forward_hooks
 from mdcp_fast.modules.layer_kinds import Layer
+from mdcp_fast.pruning.calibration import in_parts
 from mdcp_fast.pruning.input_moments import Consumer
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -69,7 +70,7 @@ def output_fisher(
         preserve_buffers(model),
         torch.enable_grad(),
     ):
-        for batch in _parts(batches):
+        for batch in in_parts(batches, SAMPLES):
             if samples >= enough:
                 break
             samples += _backward(model, batch, generator)
@@ -118,19 +119,3 @@ def _towards(logits: Tensor, generator: torch.Generator) -> Tensor:
         return signs
     root = (logits / TEMPERATURE).softmax(1).sqrt()
     return root * (signs - (root * signs).sum(1, keepdim=True) * root)
-
-
-def _parts(batches: Iterable[Inputs]) -> Iterable[Inputs]:
-    """The batches in parts of at most `SAMPLES`, where all of their tensors have as many."""
-    for batch in batches:
-        sizes = {len(x) if x.dim() else 0 for x in tensors_in(batch)}
-        size = sizes.pop() if len(sizes) == 1 else 0
-        if size <= SAMPLES:
-            yield batch
-            continue
-        for start in range(0, size, SAMPLES):
-
-            def cut(x: Tensor, start: int = start) -> Tensor:
-                return x[start : start + SAMPLES]
-
-            yield map_tensors(batch, cut)

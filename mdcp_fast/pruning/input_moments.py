@@ -19,6 +19,7 @@ from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.modules.im2col import input_columns
 from mdcp_fast.modules.layer_kinds import Layer, MatrixKind
 from mdcp_fast.modules.removal import tensor_of
+from mdcp_fast.pruning.calibration import in_parts
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -193,7 +194,7 @@ def collect_grams(
         for layer in consumer.layers
     ]
     with forward_hooks(hooks, before=True), eval_mode(model), preserve_buffers(model):
-        for batch in batches:
+        for batch in in_parts(batches):
             call(model, batch)
     return consumers, skipped
 
