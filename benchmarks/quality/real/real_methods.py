@@ -15,6 +15,7 @@ from subject import Planner
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.method import Method as Search
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
@@ -55,14 +56,14 @@ def default(given: Given, budgets: list[float], seed: int) -> Iterable[PruningPl
 
 
 UNTOUCHED = (DROPPED, REESTIMATED, FITTED)
-BEST, UNIFORM, SEARCHED = "ours", "ours, uniform widths", "ours, searched widths"
+BEST, UNIFORM, ENERGY = "ours", "ours, uniform widths", "ours, without probes"
 # The rivals that are measured before the others.
 FIRST = ("l2, uniform", "l1, uniform", "l2, global", "bn-scale, global")
 METHODS: dict[str, RealMethod] = {
     BEST: RealMethod(OURS, default, (FITTED, MIMICKED), True),
     UNIFORM: RealMethod(OURS, searched(Search(widths="uniform"), calibrated=True), (FITTED,), True),
-    SEARCHED: RealMethod(
-        OURS, searched(Search(widths="searched"), calibrated=True), (FITTED,), False
+    ENERGY: RealMethod(
+        OURS, searched(Search(evaluator=TableEvaluator(probes=0)), calibrated=True), (FITTED,)
     ),
     **{
         f"{criterion}, {where}": RealMethod(
