@@ -7,9 +7,9 @@ errors of neighbouring positions add up where they are alike, and layers behind 
 
 So the network is run. Every axis is cut by itself, to a few of its widths; the layers that read it
 are compensated from most of the calibration images, as `compensate` does it, and the answers to the
-others are compared with the dense network's. Between these widths the axis's losses are
-multiplied by a factor that passes through what was measured. Answers of small cuts differ by about
-the sum of what each does alone, which is what a table can say.
+others are compared with the dense network's. The axis's losses are multiplied by a factor that
+makes them what was measured at these widths. What cuts do together is about the sum of what each
+does alone as long as they are small; so a table can say it.
 """
 
 from __future__ import annotations

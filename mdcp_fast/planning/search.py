@@ -72,7 +72,8 @@ def search(
 
     With `calibration` (a few hundred samples; labels are not used) what a width loses is measured:
     the share of what the layers that read an axis respond to, weighted by how much the network's
-    answer depends on it, that ridge regression from the channels that stay cannot predict. `prune`
+    answer depends on it, that ridge regression from the channels that stay cannot predict; scaled
+    for each axis to what the network's answers differ by where this axis alone is cut. `prune`
     lets those layers take over the rest.
 
     Args:

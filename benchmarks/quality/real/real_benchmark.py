@@ -4,6 +4,7 @@ python benchmarks/quality/real photos UNPACKED   photographs out of Debian's gco
 python benchmarks/quality/real run               all that is missing, most important first: days
 python benchmarks/quality/real run --wanted '^mobilenet_v2\\|ours' --splits 0
 python benchmarks/quality/real report            tables (the README's too) from the results
+python benchmarks/quality/real ranks NETWORKS    how well tables of losses rank widths
 
 A run that was killed goes on where it stopped. Keys: network|method|budget|treatment|split|crops.
 See `real_networks`, `photographs`, `text_pages`, `real_methods` and `scores` for what these are.
@@ -21,10 +22,12 @@ from typing import Any
 
 import torch
 from methods import DoesNotApply
+from networks import default_cache
 from photographs import default_photos, extract, photographs
 from real_cells import KEY, Batch, in_order
 from real_methods import DROPPED, FITTED, METHODS, MIMICKED, RIVAL, mimicked, treated
 from real_networks import NETWORKS, NotInstalled
+from real_ranks import rank
 from real_report import write_report
 from real_subject import Given, RealSubject, traced
 from real_tables import DENSE
@@ -232,12 +235,30 @@ def main(argv: list[str] | None = None) -> None:
     runner.add_argument("--photos", type=Path, default=default_photos(), help="their folder")
     drawer = commands.add_parser("report", help="tables from the results file")
     drawer.add_argument("--out", type=Path, help="their folder; by default that of the results")
-    for command in (runner, drawer):
+    ranker = commands.add_parser("ranks", help="how well tables of losses rank widths")
+    ranker.add_argument("ranked", nargs="+", metavar="NETWORK", help="of either benchmark")
+    ranker.add_argument("--macs", type=float, default=0.6, help="of random plans")
+    ranker.add_argument("--plans", type=int, default=60, help="how many of them")
+    ranker.add_argument("--images", type=int, default=120, help="that calibrate a real network")
+    ranker.add_argument("--cache", type=Path, default=default_cache(), help="trained networks")
+    ranker.add_argument("--photos", type=Path, default=default_photos(), help="their folder")
+    for command in (runner, drawer, ranker):
         command.add_argument("--results", type=Path)
     arguments = parser.parse_args(argv)
     if arguments.command == "photos":
         count = extract(arguments.unpacked, arguments.folder)
         print(f"{count} photographs in {arguments.folder}")
+        return
+    if arguments.command == "ranks":
+        rank(
+            arguments.ranked,
+            arguments.results or RESULTS.with_name("ranks.json"),
+            macs=arguments.macs,
+            plans=arguments.plans,
+            images=arguments.images,
+            cache=arguments.cache,
+            photos=arguments.photos,
+        )
         return
     # The README shows the committed results, not those of another file.
     readme = None if arguments.results else ROOT / "README.md"
