@@ -328,6 +328,21 @@ def test_the_same_in_a_fresh_process(
     assert done.returncode == 0, done.stderr
 
 
+def test_onnx_computes_the_same(
+    mobile: ChannelGraph, plan: PruningPlan, x: Tensor, tmp_path: Path
+) -> None:
+    reference = pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnxscript")
+    small = prune(mobile, plan, calibration=[x], check=False).eval()
+    program = torch.onnx.export(small, (x[:1],), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(tmp_path / "small.onnx"))
+    session = reference.ReferenceEvaluator(str(tmp_path / "small.onnx"))
+    (found,) = session.run(None, {session.input_names[0]: x[:1].numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(found), small(x[:1]), rtol=1e-3, atol=1e-5)
+
+
 def test_a_stream_whose_readers_are_all_zeros_keeps_its_basis(x: Tensor) -> None:
     """They give no directions."""
     torch.manual_seed(0)
