@@ -147,12 +147,12 @@ class AnswerJudge(ABC):
     def _loss(self, index: int, logits: Tensor) -> Tensor:
         """Sum over a batch's samples of the loss of a candidate's logits, float64 []."""
         labels = None if self._labels is None else self._labels[index]
-        return _loss(logits, self._dense[index], labels)
+        return logits_loss(logits, self._dense[index], labels)
 
     def _check_labels(self) -> None:
         for dense, labels in zip(self._dense, self._labels or [], strict=False):
             try:
-                _loss(dense, dense, labels)
+                logits_loss(dense, dense, labels)
             except (RuntimeError, ValueError, IndexError) as error:
                 raise ValueError(
                     f"search: calibration: expected labels for outputs of shape "
@@ -179,7 +179,7 @@ def answers(output: object) -> Tensor:
     return logits
 
 
-def _loss(logits: Tensor, dense: Tensor, labels: Tensor | None) -> Tensor:
+def logits_loss(logits: Tensor, dense: Tensor, labels: Tensor | None = None) -> Tensor:
     """Sum over the samples, float64: divergence from the dense logits, or cross entropy.
 
     Where a sample has many places (segmentation), their mean counts.

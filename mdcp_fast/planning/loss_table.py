@@ -136,11 +136,15 @@ def _table(grids: Sequence[Tensor], losses: Tensor, offsets: Tensor) -> LossTabl
 
 
 def _interpolated(grid: Tensor, losses: Tensor, channels: int) -> Tensor:
-    """Losses at the widths 1..channels from those on a grid, linear between; flat outside."""
-    widths = torch.arange(1, channels + 1, dtype=torch.float64)
-    if len(grid) == 1:
-        return losses.expand(channels).clone()
-    right = torch.searchsorted(grid, widths).clamp(1, len(grid) - 1)
-    low, high = grid[right - 1], grid[right]
-    weight = ((widths - low) / (high - low)).clamp(0, 1)
-    return losses[right - 1] * (1 - weight) + losses[right] * weight
+    """Losses at the widths 1..channels from those on a grid."""
+    return piecewise_linear(torch.arange(1, channels + 1, dtype=torch.float64), grid, losses)
+
+
+def piecewise_linear(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """What has `values` `at` increasing places: linear between them, constant beyond them."""
+    if len(at) == 1:
+        return values.expand(len(x)).clone()
+    right = torch.searchsorted(at, x).clamp(1, len(at) - 1)
+    low, high = at[right - 1], at[right]
+    weight = ((x - low) / (high - low)).clamp(0, 1)
+    return values[right - 1] * (1 - weight) + values[right] * weight

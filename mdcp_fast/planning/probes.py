@@ -17,18 +17,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, tensors_in
+from mdcp_fast.modules.calls import (
+    Inputs,
+    call,
+    eval_mode,
+    map_tensors,
+    preserve_buffers,
+    tensors_in,
+)
 from mdcp_fast.modules.removal import remove
 from mdcp_fast.ops.evaluate_population import LossTable
-from mdcp_fast.planning.loss_table import PLATEAU
+from mdcp_fast.planning.judge import logits_loss
+from mdcp_fast.planning.loss_table import PLATEAU, piecewise_linear
 from mdcp_fast.planning.selection import Chooser
-from mdcp_fast.pruning.calibration import held_out_batches, in_parts, samples_in
+from mdcp_fast.pruning.calibration import in_parts, samples_in
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.compensation import absorb_lost_inputs
-from mdcp_fast.pruning.input_moments import collect_grams
 from mdcp_fast.pruning.ridge import TINY
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -56,8 +62,8 @@ def probed_losses(
         losses: By which the widths of one axis compare.
         choices: For each axis the widths that may be chosen, int64, increasing.
         choose: Says which channels stay.
-        calibration: A fourth of the images scores probes, the others compensate for what they lack;
-            where nothing can be held out, all do both.
+        calibration: Of this graph. A fourth of the images scores probes, the others compensate for
+            what they lack; where nothing can be held out, all do both.
         probes: At how many widths of each axis the network is run.
 
     Returns:
@@ -65,13 +71,12 @@ def probed_losses(
         with this axis alone at this width are from the dense ones (see `answer_difference`).
     """
     jobs = [_probed_widths(one, probes) for one in choices]
-    most, scored = held_out_batches(calibration.batches)
+    most, scored = calibration.parts
     work = graph.macs * max(sum(map(len, jobs)), 1)
     samples = min(max(WORK // max(work, 1), SAMPLES[0]), SAMPLES[1])
     scored = list(in_parts(_first(scored or most, samples)))
     samples = sum(map(samples_in, scored))
-    consumers, _ = collect_grams(graph, most)
-    dense = [_answers(graph.model, batch) for batch in scored]
+    dense = [float_outputs(graph.model, batch) for batch in scored]
     everything = [torch.arange(axis.channels) for axis in graph.axes]
     values = []
     for index, widths in enumerate(jobs):
@@ -82,8 +87,8 @@ def probed_losses(
             kept[index] = choose(torch.tensor([index]), torch.tensor([width])).kept
             positions = graph.positions([one.tolist() for one in kept])
             small = remove(graph.model, positions)
-            absorb_lost_inputs(graph, small, positions, consumers)
-            pairs = zip(dense, (_answers(small, batch) for batch in scored), strict=True)
+            absorb_lost_inputs(graph, small, positions, calibration.consumers)
+            pairs = zip(dense, (float_outputs(small, batch) for batch in scored), strict=True)
             found.append(sum(answer_difference(one, other) for one, other in pairs))
         differences = torch.tensor(found, dtype=torch.float64) / samples
         values.append(_scaled(losses.values[first:last], torch.tensor(widths), differences))
@@ -104,11 +109,10 @@ def answer_difference(dense: Sequence[Tensor], others: Sequence[Tensor]) -> floa
     """
     total = 0.0
     for one, other in zip(dense, others, strict=True):
-        one, other = one.double(), other.double()
         if one.dim() == 2 and one.shape[1] > 1:
-            ours, theirs = (F.log_softmax(x, 1) for x in (other, one))
-            difference = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+            difference = logits_loss(other, one)
         else:
+            one, other = one.double(), other.double()
             spread = (one - one.mean()).square().mean().clamp_min(torch.finfo(one.dtype).tiny)
             difference = (other - one).square().mean() / spread * (len(one) if one.dim() else 1)
         total += float(difference.nan_to_num(WORST, WORST, WORST).clamp_max(WORST))
@@ -136,8 +140,9 @@ def _first(batches: Sequence[Inputs], samples: int) -> list[Inputs]:
     return chosen
 
 
-def _answers(model: nn.Module, batch: Inputs) -> list[Tensor]:
-    with eval_mode(model):
+def float_outputs(model: nn.Module, batch: Inputs) -> list[Tensor]:
+    """A network's outputs in evaluation mode, those that are floating-point tensors."""
+    with eval_mode(model), preserve_buffers(model):
         return [x for x in tensors_in(call(model, batch)) if x.is_floating_point()]
 
 
@@ -157,19 +162,10 @@ def _scaled(losses: Tensor, widths: Tensor, differences: Tensor) -> Tensor:
     channels = len(losses)
     slope = 1 - torch.arange(1, channels + 1, dtype=torch.float64) / channels
     # Losses that are level, or nothing, do not say how widths compare.
-    scale = (losses + slope * PLATEAU * losses[0].clamp_min(TINY)).clamp_min(TINY * PLATEAU).log()
+    sloping = losses + slope * PLATEAU * losses[0].clamp_min(TINY)
+    scale = sloping.clamp_min(torch.finfo(sloping.dtype).tiny).log()  # the last is 0
     at = scale[widths - 1]
-    factors = _interpolated(scale, at, differences.clamp_min(UNSEEN).log() - at)
+    factors = piecewise_linear(scale, at, differences.clamp_min(UNSEEN).log() - at)
     scaled = (scale + factors).exp()
     scaled[-1] = 0.0
     return scaled.cummin(0).values
-
-
-def _interpolated(x: Tensor, at: Tensor, values: Tensor) -> Tensor:
-    """Piecewise linear: what has `values` `at` increasing places, constant beyond them."""
-    if len(at) == 1:
-        return values.expand(len(x))
-    right = torch.searchsorted(at, x).clamp(1, len(at) - 1)
-    low, high = at[right - 1], at[right]
-    part = ((x - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return values[right - 1] * (1 - part) + values[right] * part

@@ -11,7 +11,7 @@ from torch import Tensor
 from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.pruning.calibration import calibration_batches, held_out_batches, labelled_batches
 from mdcp_fast.pruning.fisher import output_fisher
-from mdcp_fast.pruning.input_moments import collect_grams
+from mdcp_fast.pruning.input_moments import Consumer, collect_grams
 from mdcp_fast.pruning.reconstruction import ReconstructionError, errors_from_inputs
 from mdcp_fast.pruning.rotation import Rotation, rotate_streams, why_not_rotated
 from mdcp_fast.tracing.graph import ChannelGraph
@@ -54,6 +54,16 @@ class CalibrationData:
         return cls(graph, calibration_batches(graph, batches))
 
     @cached_property
+    def parts(self) -> tuple[list[Inputs], list[Inputs]]:
+        """The batches without what is held out, and what is: see `held_out_batches`."""
+        return held_out_batches(self.batches)
+
+    @cached_property
+    def consumers(self) -> list[Consumer]:
+        """What layers read in the batches without what is held out."""
+        return collect_grams(self._graph, self.parts[0])[0]
+
+    @cached_property
     def reconstruction_errors(self) -> list[list[ReconstructionError]]:
         """For each axis, what the layers that read it cannot predict of channels that go.
 
@@ -62,9 +72,7 @@ class CalibrationData:
         Raises:
             ValueError: What a layer reads is not finite.
         """
-        most, held_out = held_out_batches(self.batches)
-        consumers, _ = collect_grams(self._graph, most)
-        parts = {}
+        consumers, held_out, parts = self.consumers, self.parts[1], {}
         if held_out:
             others, _ = collect_grams(self._graph, held_out, like=consumers)
             both = zip(consumers, others, strict=True)

@@ -147,6 +147,7 @@ def test_losses_that_say_nothing_are_a_slope(losses: Tensor) -> None:
     measured = torch.tensor([0.1, 0.2], dtype=torch.float64)
     scaled = _scaled(losses.double(), torch.tensor([6, 3]), measured)
     assert bool(scaled.isfinite().all()) and bool((scaled.diff() <= 0).all())
+    assert scaled[5] == pytest.approx(0.1) and scaled[2] == pytest.approx(0.2)
     assert float(scaled.max()) < 1000
 
 

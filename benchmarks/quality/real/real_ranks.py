@@ -23,18 +23,19 @@ from scipy.stats import spearmanr
 from subject import load_subject
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs, call, tensors_in
 from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.planning.budgets import allowed_widths, limits_of, scaled_widths
 from mdcp_fast.planning.channels import ChannelScorer
+from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.method import Method, resolve_method
-from mdcp_fast.planning.probes import answer_difference, probed_losses
-from mdcp_fast.planning.widths import MINIMIZERS, WidthProblem, widths_by_table
+from mdcp_fast.planning.probes import answer_difference, float_outputs, probed_losses
+from mdcp_fast.planning.widths import WidthProblem, widths_by_table
 from mdcp_fast.pruning.calibration import calibration_batches, in_parts
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.shrink import shrink_and_fit
 from mdcp_fast.tracing.graph import ChannelGraph
 
+TABLE = TableEvaluator()
 SPREAD = 0.4  # standard deviation of the logarithm of a random plan's widths
 SMALLEST = 0.1  # share of an axis that stays, as in `search`
 
@@ -72,10 +73,11 @@ class Ranking:
         self.choices, notes = allowed_widths(self.graph.axes, 1, SMALLEST)
         self.limits = limits_of(self.graph, [{"macs": macs}], self.choices, notes)
         self.scored = list(in_parts(calibration_batches(self.graph, [one.scored])))
-        self.dense = [answers(self.graph.model, batch) for batch in self.scored]
+        with torch.no_grad():
+            self.dense = [float_outputs(self.graph.model, batch) for batch in self.scored]
         losses = self.scorer.losses(self.choices)
         probed = probed_losses(
-            self.graph, losses, self.choices, self.scorer.choose, self.data, probes=2
+            self.graph, losses, self.choices, self.scorer.choose, self.data, TABLE.probes
         )
         self.tables = {"energy": losses, "probed": probed}
 
@@ -89,21 +91,19 @@ class Ranking:
 
     def searched(self, table: LossTable) -> Tensor:
         problem = WidthProblem(self.graph, self.limits, self.choices, 0)
-        return widths_by_table(problem, table, MINIMIZERS["l-shade"], 64, 100).best[0]
+        return widths_by_table(
+            problem, table, self.how.minimize, TABLE.population, TABLE.generations
+        ).best[0]
 
+    @torch.no_grad()
     def divergence(self, widths: Tensor) -> float:
         """Of the fitted network's answers."""
         kept = self.scorer.choose(torch.arange(len(widths)), widths).kept.split(widths.tolist())
         positions = self.graph.positions([one.tolist() for one in kept])
         small = shrink_and_fit(self.graph, positions, self.data.batches).network.eval()
-        pairs = zip(self.dense, (answers(small, batch) for batch in self.scored), strict=True)
+        pairs = zip(self.dense, (float_outputs(small, batch) for batch in self.scored), strict=True)
         total = sum(answer_difference(one, other) for one, other in pairs)
         return total / sum(len(one[0]) for one in self.dense)
-
-
-@torch.no_grad()
-def answers(model: torch.nn.Module, batch: Inputs) -> list[Tensor]:
-    return [x for x in tensors_in(call(model.eval(), batch)) if x.is_floating_point()]
 
 
 def total(table: LossTable, widths: Tensor) -> float:
