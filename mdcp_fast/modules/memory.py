@@ -20,11 +20,12 @@ class PeakMemory(TorchDispatchMode):
 
     Attributes:
         peak: Bytes.
+        now: Bytes that are alive.
     """
 
     def __init__(self, ignore: Sequence[Tensor]) -> None:
         super().__init__()
-        self.peak = self._now = 0
+        self.peak = self.now = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in ignore}
 
     def __torch_dispatch__(
@@ -39,15 +40,15 @@ class PeakMemory(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._known:
                 self._known.add(storage._cdata)
-                self._now += storage.nbytes()
-                self.peak = max(self.peak, self._now)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
                 free = weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
                 free.atexit = False
         return output
 
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
-        self._now -= size
+        self.now -= size
 
 
 @torch.no_grad()

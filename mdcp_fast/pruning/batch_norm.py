@@ -42,6 +42,11 @@ class ImageMoments(NamedTuple):
     mean: Tensor
     square: Tensor
 
+    @staticmethod
+    def joined(parts: Sequence[ImageMoments]) -> ImageMoments:
+        """Those of all images of several batches."""
+        return ImageMoments(*map(torch.cat, zip(*parts, strict=True)))
+
 
 def image_moments(x: Tensor) -> ImageMoments:
     """The moments of each image.
@@ -233,8 +238,7 @@ def with_statistics_of(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module
             call(twin, batch)
     for path, moments in seen.items():
         norm = norms[path]
-        mean = torch.cat([one.mean for one in moments]).mean(0)
-        square = torch.cat([one.square for one in moments]).mean(0)
+        mean, square = (each.mean(0) for each in ImageMoments.joined(moments))
         variance = (square - mean.square()).clamp_min(0)
         gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         shift = norm.bias.double() + gain * (mean - norm.running_mean.double())

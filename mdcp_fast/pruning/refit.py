@@ -1,9 +1,9 @@
 """Fits the pruned network's layers anew, one after another, each to what the dense one put out.
 
 Compensation as `compensate` does it looks at the dense network alone. Here the pruned network runs,
-once, on all calibration samples together. Just before a layer runs, its weight W is chosen so that
-it gives from the inputs y that the layer now gets, pruned and already fitted upstream, what the
-dense layer gave:
+once, on all calibration samples, in parts that go through it in lockstep. Just before a layer runs,
+its weight W is chosen so that it gives from the inputs y that the layer now gets, pruned and
+already fitted upstream, what the dense layer gave:
 
     argmin over W of  mean ||t - W p(y)||^2 + lam ||W - W_0||^2
 
@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -35,14 +36,14 @@ from mdcp_fast.modules.calls import (
     eval_mode,
     map_tensors,
     preserve_buffers,
-    tensors_in,
 )
 from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.modules.layer_kinds import Layer, batch_norms
-from mdcp_fast.modules.memory import peak_memory
+from mdcp_fast.modules.lockstep import Meeting, OutOfStepError, keeps_step, run_in_lockstep
+from mdcp_fast.modules.memory import PeakMemory
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.batch_norm import ImageMoments, image_moments, relative_statistics
-from mdcp_fast.pruning.calibration import joined_batches
+from mdcp_fast.pruning.calibration import TOGETHER, in_parts, joined_batches, samples_in
 from mdcp_fast.pruning.compensation import compensate, lost_inputs
 from mdcp_fast.pruning.held_out_ridge import held_out_ridge
 from mdcp_fast.tracing.axes import module_of
@@ -52,24 +53,33 @@ SAME = 1e-9  # share of the outputs' energy that is rounding: such a layer is le
 ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
 PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
 TARGET_NUMBERS = 1 << 28  # numbers in the targets of all layers together: 1 GB in float32
-MEMORY = 4 << 30  # bytes of activations of the samples that run together
+MEMORY = 4 << 30  # bytes of activations of all samples that wait for a layer to be fitted
+PARTS = 32  # of the samples at most: each has a thread
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Target:
-    """What the dense layer put out.
+    """What the dense layer put out, for each part of the samples.
 
     Attributes:
         layer: Which.
-        rows: int64 [R], where, as indices into the flattened `shape`.
-        shape: The layer's `output_shape`.
+        rows: int64 [R], where, as indices into the flattened shape.
+        shapes: The layer's `output_shape`.
         values: [R, outputs], of the outputs that stay.
     """
 
     layer: Layer
-    rows: Tensor
-    shape: tuple[int, ...]
-    values: Tensor
+    rows: list[Tensor] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def images(self) -> Tensor:
+        """int64, the sample that each of all rows is of."""
+        first, images = 0, []
+        for rows, shape in zip(self.rows, self.shapes, strict=True):
+            images.append(first + rows // math.prod(shape[1:]))
+            first += shape[0]
+        return torch.cat(images)
 
 
 class Refit(NamedTuple):
@@ -106,31 +116,30 @@ def refit(
         graph: The traced dense network; not changed.
         small: The pruned network, with the dense network's remaining weights.
         positions: Kept positions by parameter and dimension.
-        batches: Calibration batches (see `calibration_batches`). They run as one, of as many
-            samples as fit into `MEMORY`.
+        batches: Calibration batches (see `calibration_batches`), of which as many samples are used
+            as fit into `MEMORY`.
         compensation: Whether layers are fitted at all.
         recalibrate: Whether BatchNorm takes statistics of its new inputs (see `batch_norm`).
     """
-    inputs = joined_batches(batches, _samples(graph.model, batches[0]))
     lost = lost_inputs(graph, positions) if compensation else set()
     skipped = set(compensate(graph, small, positions, batches, lost)) if lost else set()
-    if inputs is None:
+    parts = _parts(graph, small, batches)
+    if not parts:
         return Refit(skipped, lost - skipped, set())
-    targets, norms = _dense_pass(graph, small, positions, inputs, compensation)
-    fitted: set[str] = set()
+    targets, norms = _dense_pass(graph, small, positions, parts, compensation)
+    fitted, renewed = set[str](), set[str]()
 
-    def fit(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = layer_input(arguments, named)
+    def fit(path: str) -> Meeting:
+        def meeting(module: nn.Module, inputs: list[Tensor]) -> None:
             target = targets.pop(path, None)
-            if target is not None and _fit(graph, small, positions, x, target):
+            if target is not None and _fit(graph, small, positions, inputs, target):
                 fitted.add(target.layer.weight)
 
-        return hook
+        return meeting
 
-    def re_estimate(path: str, dense: ImageMoments) -> Callable[..., None]:
-        def hook(norm: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            now = image_moments(layer_input(arguments, named))
+    def re_estimate(path: str, dense: ImageMoments) -> Meeting:
+        def meeting(norm: Any, inputs: list[Tensor]) -> None:
+            now = ImageMoments.joined([image_moments(x) for x in inputs])
             mean, variance = (
                 kept_tensor(tensor_of(graph.model, name), positions.get(name, {}))
                 for name in (f"{path}.running_mean", f"{path}.running_var")
@@ -138,29 +147,62 @@ def refit(
             mean, variance = relative_statistics(norm, mean, variance, dense, now)
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
+            renewed.add(path)
 
-        return hook
+        return meeting
 
-    hooks = {path: fit(path) for path in targets}
+    meetings = {path: fit(path) for path in targets}
     if recalibrate:
-        hooks |= {path: re_estimate(path, dense) for path, dense in norms.items()}
-    by_module = [(small.get_submodule(path), hook) for path, hook in hooks.items()]
-    with forward_hooks(by_module, before=True), eval_mode(small):
-        call(small, inputs)
-    return Refit(skipped - fitted, lost - skipped - fitted, set(norms) if recalibrate else set())
+        meetings |= {path: re_estimate(path, dense) for path, dense in norms.items()}
+    by_module = {small.get_submodule(path): meeting for path, meeting in meetings.items()}
+    # Layers that parts do not come to together are not fitted.
+    with eval_mode(small), suppress(OutOfStepError):
+        run_in_lockstep(small, parts, by_module)
+    return Refit(skipped - fitted, lost - skipped - fitted, renewed)
 
 
-def _samples(model: nn.Module, batch: Inputs) -> int:
-    """How many samples' activations fit into `MEMORY`."""
+def _parts(graph: ChannelGraph, small: nn.Module, batches: list[Inputs]) -> list[Inputs]:
+    """The samples in parts that can run in lockstep, as many as fit into `MEMORY`.
+
+    One part of fewer samples where they cannot, and none where it is not clear how to join batches.
+    """
+    modules = [small.get_submodule(path) for path in (*graph.layers, *batch_norms(graph.model))]
+    waiting, running = _bytes_of_a_sample(small, batches[0], modules)
+    inputs = joined_batches(batches, max(1, MEMORY // max(waiting, 1)))
+    if inputs is None:
+        return []
+    parts = list(in_parts([inputs], max(TOGETHER, math.ceil(samples_in(inputs) / PARTS))))
+    with eval_mode(small), preserve_buffers(small):
+        if len(parts) == 1 or keeps_step(small, parts[:2], modules):
+            return parts
+    alone = joined_batches(batches, max(1, MEMORY // max(running, 1)))
+    return [] if alone is None else [alone]
+
+
+def _bytes_of_a_sample(
+    model: nn.Module, batch: Inputs, modules: Sequence[nn.Module]
+) -> tuple[int, int]:
+    """The most that a sample's activations take before one of these modules runs, and ever."""
     few = map_tensors(batch, lambda tensor: tensor[:2] if tensor.dim() else tensor)
-    count = max([len(t) for t in tensors_in(few) if t.dim()], default=1)
-    with eval_mode(model), preserve_buffers(model):
-        peak = peak_memory(model, lambda: call(model, few))
-    return max(1, MEMORY * count // max(peak, 1))
+    count, waiting = samples_in(few), 0
+    with PeakMemory([*model.parameters(), *model.buffers()]) as memory, torch.no_grad():
+
+        def look(*_: Any) -> None:
+            nonlocal waiting
+            waiting = max(waiting, memory.now)
+
+        hooks = forward_hooks([(module, look) for module in modules], before=True)
+        with hooks, eval_mode(model), preserve_buffers(model):
+            call(model, few)
+    return waiting // count, memory.peak // count
 
 
 def _dense_pass(
-    graph: ChannelGraph, small: nn.Module, positions: Positions, inputs: Inputs, layers: bool
+    graph: ChannelGraph,
+    small: nn.Module,
+    positions: Positions,
+    parts: list[Inputs],
+    layers: bool,
 ) -> tuple[dict[str, _Target], dict[str, ImageMoments]]:
     """Runs the dense network.
 
@@ -172,31 +214,37 @@ def _dense_pass(
     sizes = _matrix_sizes(graph, small) if layers else {}
     numbers = sum(groups * outputs for groups, outputs, _ in sizes.values())
     most = max(1, min(ROWS, TARGET_NUMBERS // max(numbers, 1)))
-    norms: dict[str, ImageMoments] = {}
+    samples = sum(map(samples_in, parts))
     generator = torch.Generator().manual_seed(0)
     calls: Counter[str] = Counter()
-    targets: dict[str, _Target] = {}
+    norms: dict[str, list[ImageMoments]] = {path: [] for path in batch_norms(graph.model)}
+    targets = {path: _Target(graph.layers[path]) for path in sizes}
 
-    def see(layer: Layer) -> Callable[..., None]:
-        path, kind = layer.path, layer.kind
+    def see(path: str) -> Callable[..., None]:
+        layer, kind = targets[path].layer, targets[path].layer.kind
+        groups, _, entries = sizes[path]
+        count = min(most, max(1, PATCH_NUMBERS // (groups * entries)))
 
         def hook(
             module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any
         ) -> None:
             calls[path] += 1
-            x = layer_input(arguments, named)
-            if calls[path] > 1 or not kind.is_its_matrix(module, x, output):
-                targets.pop(path, None)
+            target, x = targets.get(path), layer_input(arguments, named)
+            if target is None:
                 return
-            groups, _, entries = sizes[path]
-            count = min(most, max(1, PATCH_NUMBERS // (groups * entries)))
+            if not kind.is_its_matrix(module, x, output):
+                del targets[path]
+                return
             shape = kind.output_shape(output)
-            rows = _spread_rows(math.prod(shape), count, generator).to(output.device)
+            share = math.ceil(count * shape[0] / samples)
+            rows = _spread_rows(math.prod(shape), share, generator).to(output.device)
             values = kind.output_rows(output, rows)
             outputs = kind.kept_outputs(module, positions.get(layer.weight, {}))
             if outputs is not None:
                 values = values[:, outputs.to(values.device)]
-            targets[path] = _Target(layer, rows, shape, values)
+            target.rows.append(rows)
+            target.shapes.append(shape)
+            target.values.append(values)
 
         return hook
 
@@ -208,17 +256,23 @@ def _dense_pass(
         ) -> None:
             calls[path] += 1
             x = layer_input(arguments, named)
-            norms[path] = image_moments(x if kept is None else x[:, kept.to(x.device)])
+            norms[path].append(image_moments(x if kept is None else x[:, kept.to(x.device)]))
 
         return hook
 
-    hooks = {path: see(graph.layers[path]) for path in sizes}
-    hooks |= {path: statistics(path) for path in batch_norms(graph.model)}
+    hooks = {path: see(path) for path in targets} | {path: statistics(path) for path in norms}
     model = graph.model
     by_module = [(model.get_submodule(path), hook) for path, hook in hooks.items()]
+    several = set[str]()
     with forward_hooks(by_module, before=False), eval_mode(model), preserve_buffers(model):
-        call(model, inputs)
-    return targets, {path: moments for path, moments in norms.items() if calls[path] == 1}
+        for number, part in enumerate(parts, 1):
+            call(model, part)
+            several |= {path for path in hooks if calls[path] != number}
+            for path in several & set(targets):
+                del targets[path]
+    return targets, {
+        path: ImageMoments.joined(moments) for path, moments in norms.items() if path not in several
+    }
 
 
 def _matrix_sizes(graph: ChannelGraph, small: nn.Module) -> dict[str, torch.Size]:
@@ -245,7 +299,7 @@ def _fit(
     graph: ChannelGraph,
     small: nn.Module,
     positions: Positions,
-    x: Tensor,
+    inputs: list[Tensor],
     target: _Target,
 ) -> bool:
     """Fits one layer to its target; False where that gives no finite numbers.
@@ -254,15 +308,17 @@ def _fit(
         graph: The traced dense network.
         small: The pruned network.
         positions: Kept positions by parameter and dimension.
-        x: What it is about to read.
+        inputs: What it is about to read, for each part.
         target: What it should put out.
     """
     kind, running_mean = target.layer.kind, target.layer.running_mean
     layer: Any = small.get_submodule(target.layer.path)
-    exact = torch.promote_types(x.dtype, torch.float32)
-    seen = kind.patches(layer, x, target.rows, target.shape).to(exact)  # [groups, R, entries]
+    exact = torch.promote_types(inputs[0].dtype, torch.float32)
+    parts = zip(inputs, target.rows, target.shapes, strict=True)
+    patches = [kind.patches(layer, x, rows, shape).to(exact) for x, rows, shape in parts]
+    seen = torch.cat(patches, 1)  # [groups, R, entries]
     matrix = kind.as_matrix(layer, layer.weight).to(exact)
-    wanted = target.values.to(exact).unflatten(1, (len(matrix), -1)).transpose(0, 1)
+    wanted = torch.cat(target.values).to(exact).unflatten(1, (len(matrix), -1)).transpose(0, 1)
     lacking = wanted - seen @ matrix.transpose(1, 2)  # [groups, R, outputs of a group]
     if layer.bias is not None:
         lacking -= layer.bias.to(exact).view(len(matrix), 1, -1)
@@ -274,9 +330,8 @@ def _fit(
     if centred:
         seen -= mean
         lacking -= lacking.mean(1, keepdim=True)
-    images = target.rows // math.prod(target.shape[1:])
     try:
-        correction = held_out_ridge(seen, lacking, images)
+        correction = held_out_ridge(seen, lacking, target.images())
     except torch.linalg.LinAlgError:
         return False
     fitted = kind.as_matrix(layer, layer.weight).double() + correction

@@ -324,6 +324,41 @@ def test_dtype_stays(dtype: torch.dtype) -> None:
     assert error(small, model, x) < error(prune(graph, plan, check=False), model, x)
 
 
+@torch.no_grad()
+def test_parts_of_the_images_are_fitted_together(
+    graph: ChannelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of each layer's inputs are used, in whatever parts they run: the same fit."""
+    x, plan, fitted = image(batch=SEEN), uniform_plan(graph, 0.5), []
+    for size in (SEEN, 5):
+        monkeypatch.setattr("mdcp_fast.pruning.refit.TOGETHER", size)
+        fitted.append(prune(graph, plan, calibration=list(x.split(10)), check=False).state_dict())
+    for name, tensor in fitted[0].items():
+        torch.testing.assert_close(fitted[1][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+class LeavesStateBehind(Deep):
+    """A later layer reads what an earlier one left on the module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left: Tensor | None = self.bn_a(self.a(x)).relu()
+        x = self.bn_b(self.b(self.left)).relu() + self.left.mean()
+        self.left = None
+        x = self.c(self.dw(self.bn_up(self.up(x)).relu())).relu()
+        return self.head(self.fc(x.flatten(1)).relu())
+
+
+@torch.no_grad()
+def test_images_run_together_where_parts_would_disturb_one_another() -> None:
+    torch.manual_seed(0)
+    graph = trace(trained_like(LeavesStateBehind()), image(batch=1), check=False)
+    x, plan = image(batch=SEEN), uniform_plan(graph, 0.5)
+    small, parallel = (prune(graph, plan, check=False) for _ in range(2))
+    assert refit(graph, small, plan.positions, [(x,)]).alone == set()
+    compensate(graph, parallel, plan.positions, [(x,)])
+    assert error(small, graph.model, x) < 0.75 * error(parallel, graph.model, x)
+
+
 class Fails(nn.Module):
     """Fails where the pruned network runs on many samples, after its first layers."""
 
