@@ -32,7 +32,7 @@ from mdcp_fast.training.run import History, TrainingRun
 from mdcp_fast.training.unlabelled import Samples, read_inputs, without_labels
 
 EPOCHS, BATCH, RATE = 30, 64, 0.01
-MIMIC_BATCH, MIMIC_RATE = 32, 2e-4  # without labels
+MIMIC_BATCH, MIMIC_RATE = 32, 5e-4  # without labels
 
 
 def finetune(
@@ -79,16 +79,15 @@ def finetune(
     pairs always count as inputs and labels. At most 4,096 images are read, and kept in memory. A
     quarter is held out, whole batches where there are four or more: what belongs together, such as
     crops of one photograph, goes into one batch. Every sixteenth of the way the held-out loss is
-    taken, and the weights where it was lowest are what the model ends with, bit for bit those it
-    came with where nothing was lower, also where training diverges or is interrupted.
+    taken, at the end also for weights between the first and the last ones, and the weights where it
+    was lowest are what the model ends with, bit for bit those it came with where nothing was lower,
+    also where training diverges or is interrupted.
 
     The loss there is how far the outputs are apart: for outputs [batch, classes] of two or more
     classes, taken for logits, the Kullback-Leibler divergence from the teacher's; for all others
     (maps, embeddings in a dict, ...) the mean squared error in shares of the teacher's variance;
-    averaged where there are several. Training adds the maps inside at the last three resolutions,
-    compared through a linear map that is fitted once. BatchNorm and dropout are in evaluation mode,
-    images are mirrored, shifted and enlarged at random, and Adam's steps are shares of each
-    tensor's own size.
+    averaged where there are several. BatchNorm and dropout are in evaluation mode, images are
+    mirrored and shifted at random, and Adam's steps are shares of each tensor's own size.
 
     Args:
         model: The network, trained in place.
@@ -105,7 +104,7 @@ def finetune(
             machine's speed.
         batch_size: For datasets; loaders bring their own. By default 64. Without labels the images
             of a step, by default 32.
-        lr: Highest learning rate, by default 0.01. Without labels by default 2e-4, in shares of
+        lr: Highest learning rate, by default 0.01. Without labels by default 5e-4, in shares of
             each tensor's root mean square; it is halved whenever the held-out loss gets far worse.
         warmup: Share of all optimizer steps, 0 to 1, in which the learning rate rises.
         weight_decay: Of the default optimizer, SGD with Nesterov momentum 0.9.

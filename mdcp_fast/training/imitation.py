@@ -26,12 +26,12 @@ def floating_outputs(outputs: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
 
 
-def answers_apart(outputs: Any, wanted: Any, temperature: float = 1.0) -> Tensor:
+def answers_apart(outputs: Any, wanted: Any) -> Tensor:
     """How far a network's outputs are from a teacher's, averaged over the outputs.
 
-    Of logits, [batch, classes], the Kullback-Leibler divergence from the teacher's softened answers
-    times temperature squared, in nats for a sample. Of any other output the mean squared error in
-    shares of the teacher's variance in this batch.
+    Of logits, [batch, classes], the Kullback-Leibler divergence from the teacher's, in nats for a
+    sample. Of any other output the mean squared error in shares of the teacher's variance in this
+    batch.
 
     Returns:
         A scalar, float32 or better.
@@ -45,9 +45,7 @@ def answers_apart(outputs: Any, wanted: Any, temperature: float = 1.0) -> Tensor
     ]
     return torch.stack(
         [
-            _divergence(mine, yours, temperature)
-            if are_logits(yours)
-            else _relative_error(mine, yours)
+            _divergence(mine, yours) if are_logits(yours) else _relative_error(mine, yours)
             for mine, yours in pairs
         ]
     ).mean()
@@ -64,16 +62,9 @@ def _paired(outputs: Any, wanted: Any) -> list[tuple[Tensor, Tensor]]:
     return list(zip(mine, yours, strict=True))
 
 
-def _divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    # Soft gradients shrink with the square of the temperature, which this undoes (Hinton et al.).
-    return (
-        F.kl_div(
-            F.log_softmax(logits / temperature, 1),
-            F.log_softmax(wanted / temperature, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        * temperature**2
+def _divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    return F.kl_div(
+        F.log_softmax(logits, 1), F.log_softmax(wanted, 1), reduction="batchmean", log_target=True
     )
 
 

@@ -14,15 +14,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers, tensors_in
 from mdcp_fast.training.augmentation import varied
 from mdcp_fast.training.checkpoint import RandomState
 from mdcp_fast.training.imitation import agreement, answers_apart
-from mdcp_fast.training.map_match import MapMatch
 from mdcp_fast.training.onednn import strided_by_slices
 from mdcp_fast.training.progress import Silent, progress_bar
 from mdcp_fast.training.run import Epoch, History
@@ -30,11 +30,11 @@ from mdcp_fast.training.schedule import WarmupCosine
 from mdcp_fast.training.unlabelled import Samples, sample_count
 
 STEPS = 400
-TEMPERATURE = 2.0  # softens logits
+WAY = (0.75, 0.5, 0.25)  # shares of the way from the first weights to the last, tried at the end
 CHECKS = 16  # looks at the held-out images
 MOST_HELD_OUT = 512  # images of a look
-MOST_FITTED = 256  # images that the comparison of maps is fitted on
 BATCH = 32  # for looking, without gradients
+NUMBERS = 1 << 20  # of the inputs that run together on a CPU: memory is then used again
 WORSE = 1.1  # times the best held-out loss: the rate is then too high
 RETREATS = 6  # to the best state, each at half the rate
 WARMUP = 0.1
@@ -48,7 +48,8 @@ class MimicHistory(History):
     """What `finetune` without labels did.
 
     Attributes:
-        epochs: One entry for each look at the held-out images; `loss` is the mean training loss
+        epochs: One entry for each look at the held-out images, the last ones for weights part of
+            the way back to the first (their `learning_rate` is 0); `loss` is the mean training loss
             since the last look, `accuracy` the share of held-out images for which the largest logit
             is the teacher's (None where outputs are no logits).
         start_accuracy: That share before the first step.
@@ -177,7 +178,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.schedule = WarmupCosine(round(WARMUP * SCHEDULE), SCHEDULE)
         self.trained = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
-        self.best = [p.detach().clone() for p in self.trained]
+        self.first = self.best = [p.detach().clone() for p in self.trained]
         self.best_epoch, self.epochs, self.held_out = 0, list[Epoch](), list[float]()
         self.factor, self.retreats, self.steps = 1.0, 0, 0
         self.reserve = self.slowest = 0.0  # seconds of a look, and of a step
@@ -195,7 +196,6 @@ class _Run:
     def go(self, bar: Silent) -> None:
         if not self.trained or self.share() >= 1:
             return
-        match = MapMatch(self.model, self.teacher, _batches(self.learn, self.model, MOST_FITTED))
         optimizer = _optimizer(self.trained)
         losses, looks = list[Tensor](), 0
         while (share := self.share()) < 1 and self.retreats <= RETREATS:
@@ -203,7 +203,7 @@ class _Run:
             rate = self.recipe.lr * self.factor * self.schedule(int(share * SCHEDULE))
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["size"]
-            losses.append(self.step(match, optimizer))
+            losses.append(self.step(optimizer))
             self.slowest = max(self.slowest, time.perf_counter() - begun)
             done = min(int(self.share() * CHECKS), CHECKS)
             if done > looks or not bool(losses[-1].isfinite()):
@@ -215,12 +215,32 @@ class _Run:
                 if self.judged():
                     optimizer.state.clear()
                 bar.step(1, looks)
-        if not math.isfinite(self.held_out[-1]):
+        diverged = not math.isfinite(self.held_out[-1])
+        if not diverged:
+            self.try_part_of_the_way()
+        else:
             warnings.warn(
                 "finetune: training without labels diverged; the model has the best weights before "
                 "that, and a lower lr may do better",
                 stacklevel=4,
             )
+
+    @torch.no_grad()
+    def try_part_of_the_way(self) -> None:
+        """Judges weights between the first and the last ones.
+
+        What steps learnt of single images cancels there, what many of them agreed on stays.
+        Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+        """
+        last = [p.detach().clone() for p in self.trained]
+        if not self.epochs or not all(bool(value.isfinite().all()) for value in last):
+            return
+        for share in WAY:
+            for parameter, start, end in zip(self.trained, self.first, last, strict=True):
+                parameter.copy_(start.lerp(end, share))
+            accuracy = self.look()
+            self.epochs.append(Epoch(len(self.epochs) + 1, self.epochs[-1].loss, accuracy, 0.0))
+            self.keep_if_best()
 
     def share(self) -> float:
         """How much of the whole is done, by steps or by time."""
@@ -228,33 +248,38 @@ class _Run:
         if self.total is not None:
             shares.append(self.steps / self.total if self.total else 1.0)
         if self.recipe.minutes is not None:
-            limit = 60 * self.recipe.minutes - self.reserve - self.slowest
+            looks = 1 + len(WAY)  # that come after the last step
+            limit = 60 * self.recipe.minutes - looks * self.reserve - self.slowest
             spent = time.perf_counter() - self.start
             shares.append(spent / limit if limit > 0 else 1.0)
         return max(shares)
 
-    def step(self, match: MapMatch, optimizer: torch.optim.Optimizer) -> Tensor:
+    def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step; the loss before it."""
         if not self.queue:
             self.queue = torch.randperm(len(self.learn), generator=self.generator).tolist()
         chosen = self.queue[: self.recipe.batch_size]
         del self.queue[: self.recipe.batch_size]
-        batch = varied(self.learn.take(chosen, self.model), self.generator)
-        device = next(self.model.parameters()).device
-        with (
-            match.recorded(),
-            torch.enable_grad(),
-            torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16),
-        ):
-            with torch.no_grad():
-                wanted = call(self.teacher, batch)
-            outputs = call(self.model, batch)
-            loss = answers_apart(outputs, wanted, TEMPERATURE) + match.apart()
-            optimizer.zero_grad()
+        optimizer.zero_grad()
+        losses = []
+        for part in _in_parts(chosen, self.learn, self.model):
+            loss = self.apart(varied(self.learn.take(part, self.model), self.generator))
+            with torch.enable_grad():
+                loss = loss * (len(part) / len(chosen))
             loss.backward()
+            losses.append(loss.detach())
         optimizer.step()
         self.steps += 1
-        return loss.detach()
+        return torch.stack(losses).sum()
+
+    def apart(self, batch: Inputs) -> Tensor:
+        """What is minimised."""
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            with torch.no_grad():
+                wanted = call(self.teacher, batch)
+            with torch.enable_grad():
+                return answers_apart(call(self.model, batch), wanted)
 
     @torch.no_grad()
     def look(self) -> float | None:
@@ -277,15 +302,18 @@ class _Run:
         Returns:
             Whether it took them back; the learning rate is then half of what it was.
         """
+        self.keep_if_best()
         loss, best = self.held_out[-1], self.held_out[self.best_epoch]
-        if loss < best:
+        if loss <= WORSE * best + TINY:
+            return False
+        self.restore_best()  # NaN, too
+        self.factor, self.retreats = self.factor / 2, self.retreats + 1
+        return True
+
+    def keep_if_best(self) -> None:
+        if self.held_out[-1] < self.held_out[self.best_epoch]:
             self.best_epoch = len(self.epochs)
             self.best = [p.detach().clone() for p in self.trained]
-        elif not loss <= WORSE * best + TINY:  # NaN, too
-            self.restore_best()
-            self.factor, self.retreats = self.factor / 2, self.retreats + 1
-            return True
-        return False
 
     @torch.no_grad()
     def restore_best(self) -> None:
@@ -307,7 +335,22 @@ def _batches(samples: Samples, model: nn.Module, most: int) -> list[Inputs]:
     """The first samples, for looking at without gradients."""
     count = min(len(samples), most)
     rows = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
-    return [samples.take(row, model) for row in rows]
+    return [samples.take(part, model) for row in rows for part in _in_parts(row, samples, model)]
+
+
+def _in_parts(indices: Sequence[int], samples: Samples, model: nn.Module) -> list[Sequence[int]]:
+    """Samples that run together: all on a GPU, on a CPU at most `NUMBERS` numbers.
+
+    32 images of 224 x 224 take less than half the time so, since activations stay small enough for
+    memory to be used again, and not fetched from the system for each layer.
+    """
+    one = samples.take(indices[:1], model)
+    count = 1
+    if next(model.parameters()).device.type == "cpu":
+        numbers = sum(tensor.numel() for tensor in tensors_in(one))
+        count = min(len(indices), math.ceil(len(indices) * numbers / NUMBERS))
+    bounds = [len(indices) * part // count for part in range(count + 1)]
+    return [indices[start:end] for start, end in pairwise(bounds)]
 
 
 def _optimizer(trained: Sequence[Tensor]) -> torch.optim.Optimizer:
