@@ -183,6 +183,9 @@ class Linear(MatrixKind):
     def channel_dimension(self, x: Tensor, weight: Tensor) -> int:
         return x.dim() - 1
 
+    def has_batch(self, layer: Any, x: Tensor) -> bool:
+        return x.dim() > 1
+
     def output_shape(self, output: Tensor) -> tuple[int, ...]:
         return tuple(output.shape[:-1])
 

@@ -20,7 +20,7 @@ class PeakMemory(TorchDispatchMode):
 
     Attributes:
         peak: Bytes.
-        now: Bytes that are alive.
+        now: Bytes of what was made inside and is alive.
     """
 
     def __init__(self, ignore: Sequence[Tensor]) -> None:

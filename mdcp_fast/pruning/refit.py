@@ -36,6 +36,7 @@ from mdcp_fast.modules.calls import (
     eval_mode,
     map_tensors,
     preserve_buffers,
+    tensors_in,
 )
 from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.modules.layer_kinds import Layer, batch_norms
@@ -54,7 +55,8 @@ ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
 PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
 TARGET_NUMBERS = 1 << 28  # numbers in the targets of all layers together: 1 GB in float32
 MEMORY = 4 << 30  # bytes of activations of all samples that wait for a layer to be fitted
-PARTS = 32  # of the samples at most: each has a thread
+PARTS = 32  # of the samples at most: each has a thread, and that one torch's threads
+THREADS = 256  # of all parts together, about
 
 
 @dataclass
@@ -65,20 +67,23 @@ class _Target:
         layer: Which.
         rows: int64 [R], where, as indices into the flattened shape.
         shapes: The layer's `output_shape`.
+        samples: How many there are.
         values: [R, outputs], of the outputs that stay.
     """
 
     layer: Layer
     rows: list[Tensor] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
 
     def images(self) -> Tensor:
         """int64, the sample that each of all rows is of."""
         first, images = 0, []
-        for rows, shape in zip(self.rows, self.shapes, strict=True):
-            images.append(first + rows // math.prod(shape[1:]))
-            first += shape[0]
+        for rows, shape, samples in zip(self.rows, self.shapes, self.samples, strict=True):
+            # A sample may be several along the layer's first dimension, as frames of a film are.
+            images.append(first + rows // math.prod(shape[1:]) * samples // shape[0])
+            first += samples
         return torch.cat(images)
 
 
@@ -167,14 +172,16 @@ def _parts(graph: ChannelGraph, small: nn.Module, batches: list[Inputs]) -> list
     One part of fewer samples where they cannot, and none where it is not clear how to join batches.
     """
     modules = [small.get_submodule(path) for path in (*graph.layers, *batch_norms(graph.model))]
-    waiting, running = _bytes_of_a_sample(small, batches[0], modules)
+    waiting, _ = _bytes_of_a_sample(small, batches[0], modules)
     inputs = joined_batches(batches, max(1, MEMORY // max(waiting, 1)))
     if inputs is None:
         return []
-    parts = list(in_parts([inputs], max(TOGETHER, math.ceil(samples_in(inputs) / PARTS))))
+    most = min(PARTS, max(2, THREADS // torch.get_num_threads()))
+    parts = list(in_parts([inputs], max(TOGETHER, math.ceil(samples_in(inputs) / most))))
     with eval_mode(small), preserve_buffers(small):
-        if len(parts) == 1 or keeps_step(small, parts[:2], modules):
+        if len(parts) > 1 and keeps_step(small, parts[:2], modules):
             return parts
+    _, running = _bytes_of_a_sample(graph.model, batches[0], [])
     alone = joined_batches(batches, max(1, MEMORY // max(running, 1)))
     return [] if alone is None else [alone]
 
@@ -185,7 +192,8 @@ def _bytes_of_a_sample(
     """The most that a sample's activations take before one of these modules runs, and ever."""
     few = map_tensors(batch, lambda tensor: tensor[:2] if tensor.dim() else tensor)
     count, waiting = samples_in(few), 0
-    with PeakMemory([*model.parameters(), *model.buffers()]) as memory, torch.no_grad():
+    known = [*model.parameters(), *model.buffers(), *tensors_in(few)]
+    with PeakMemory(known) as memory, torch.no_grad():
 
         def look(*_: Any) -> None:
             nonlocal waiting
@@ -236,13 +244,14 @@ def _dense_pass(
                 del targets[path]
                 return
             shape = kind.output_shape(output)
-            share = math.ceil(count * shape[0] / samples)
+            share = math.ceil(count * together / samples)
             rows = _spread_rows(math.prod(shape), share, generator).to(output.device)
             values = kind.output_rows(output, rows)
             outputs = kind.kept_outputs(module, positions.get(layer.weight, {}))
             if outputs is not None:
                 values = values[:, outputs.to(values.device)]
             target.rows.append(rows)
+            target.samples.append(together)
             target.shapes.append(shape)
             target.values.append(values)
 
@@ -266,6 +275,7 @@ def _dense_pass(
     several = set[str]()
     with forward_hooks(by_module, before=False), eval_mode(model), preserve_buffers(model):
         for number, part in enumerate(parts, 1):
+            together = samples_in(part)
             call(model, part)
             several |= {path for path in hooks if calls[path] != number}
             for path in several & set(targets):
@@ -315,8 +325,9 @@ def _fit(
     layer: Any = small.get_submodule(target.layer.path)
     exact = torch.promote_types(inputs[0].dtype, torch.float32)
     parts = zip(inputs, target.rows, target.shapes, strict=True)
-    patches = [kind.patches(layer, x, rows, shape).to(exact) for x, rows, shape in parts]
-    seen = torch.cat(patches, 1)  # [groups, R, entries]
+    seen = torch.cat(  # [groups, R, entries]
+        [kind.patches(layer, x, rows, shape).to(exact) for x, rows, shape in parts], 1
+    )
     matrix = kind.as_matrix(layer, layer.weight).to(exact)
     wanted = torch.cat(target.values).to(exact).unflatten(1, (len(matrix), -1)).transpose(0, 1)
     lacking = wanted - seen @ matrix.transpose(1, 2)  # [groups, R, outputs of a group]

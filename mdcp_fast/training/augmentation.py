@@ -33,17 +33,19 @@ def varied(inputs: Inputs, generator: torch.Generator) -> Inputs:
 
 
 def _varied(images: Tensor, generator: torch.Generator) -> Tensor:
-    varied = torch.empty_like(images)
-    for number, image in enumerate(images):
-        rows, columns = (_shifted(size, generator).to(images.device) for size in image.shape[1:])
-        if torch.rand((), generator=generator) < 0.5:
-            columns = columns.flip(0)
-        varied[number] = image[:, rows][:, :, columns]
-    return varied
+    count, channels, height, width = images.shape
+    rows, columns = (_shifted(count, size, generator) for size in (height, width))
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    columns = torch.where(mirrored.unsqueeze(1), columns.flip(1), columns)
+    numbers = torch.arange(count), torch.arange(channels)
+    where = numbers[0].view(-1, 1, 1, 1), numbers[1].view(-1, 1, 1), rows.view(count, 1, -1, 1)
+    places = (*where, columns.view(count, 1, 1, -1))
+    moved = images[tuple(place.to(images.device) for place in places)]
+    return torch.empty_like(images).copy_(moved)  # in the images' memory format
 
 
-def _shifted(size: int, generator: torch.Generator) -> Tensor:
-    """Which pixel each one along a side becomes: all are moved alike, mirrored at the border."""
+def _shifted(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Which pixel each one along a side becomes: int64 [count, size], mirrored at the border."""
     most = size // SHIFT
-    moved = torch.arange(size) + torch.randint(-most, most + 1, (), generator=generator)
+    moved = torch.arange(size) + torch.randint(-most, most + 1, (count, 1), generator=generator)
     return (size - 1) - ((size - 1) - moved.abs()).abs()

@@ -5,6 +5,7 @@ Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,12 +27,23 @@ def floating_outputs(outputs: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
 
 
-def answers_apart(outputs: Any, wanted: Any) -> Tensor:
+def variances(answers: Sequence[Any]) -> list[Tensor]:
+    """The variance of each floating-point output over all batches of answers."""
+    outputs = zip(*map(floating_outputs, answers), strict=True)
+    joined = [torch.cat([_exact(one).flatten() for one in batches]) for batches in outputs]
+    return [(values - values.mean()).square().mean() for values in joined]
+
+
+def answers_apart(outputs: Any, wanted: Any, spreads: Sequence[Tensor] | None = None) -> Tensor:
     """How far a network's outputs are from a teacher's, averaged over the outputs.
 
     Of logits, [batch, classes], the Kullback-Leibler divergence from the teacher's, in nats for a
-    sample. Of any other output the mean squared error in shares of the teacher's variance in this
-    batch.
+    sample. Of any other output the mean squared error in shares of the teacher's variance.
+
+    Args:
+        outputs: The network's.
+        wanted: The teacher's, of the same inputs.
+        spreads: Variances of the teacher's outputs (see `variances`); by default those of `wanted`.
 
     Returns:
         A scalar, float32 or better.
@@ -39,16 +51,17 @@ def answers_apart(outputs: Any, wanted: Any) -> Tensor:
     Raises:
         ValueError: The outputs differ in number or shape, or there are none of floating point.
     """
-    pairs = [
-        tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in pair)
-        for pair in _paired(outputs, wanted)
-    ]
+    pairs = [tuple(map(_exact, pair)) for pair in _paired(outputs, wanted)]
     return torch.stack(
         [
-            _divergence(mine, yours) if are_logits(yours) else _relative_error(mine, yours)
-            for mine, yours in pairs
+            _divergence(mine, yours) if are_logits(yours) else _relative_error(mine, yours, spread)
+            for (mine, yours), spread in zip(pairs, spreads or variances([wanted]), strict=True)
         ]
     ).mean()
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _paired(outputs: Any, wanted: Any) -> list[tuple[Tensor, Tensor]]:
@@ -68,8 +81,7 @@ def _divergence(logits: Tensor, wanted: Tensor) -> Tensor:
     )
 
 
-def _relative_error(mine: Tensor, yours: Tensor) -> Tensor:
-    spread = (yours - yours.mean()).square().mean()
+def _relative_error(mine: Tensor, yours: Tensor, spread: Tensor) -> Tensor:
     return (mine - yours).square().mean() / spread.clamp_min(TINY)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers, tensors_in
 from mdcp_fast.training.augmentation import varied
 from mdcp_fast.training.checkpoint import RandomState
-from mdcp_fast.training.imitation import agreement, answers_apart
+from mdcp_fast.training.imitation import agreement, answers_apart, variances
 from mdcp_fast.training.onednn import strided_by_slices
 from mdcp_fast.training.progress import Silent, progress_bar
 from mdcp_fast.training.run import Epoch, History
@@ -49,9 +49,10 @@ class MimicHistory(History):
 
     Attributes:
         epochs: One entry for each look at the held-out images, the last ones for weights part of
-            the way back to the first (their `learning_rate` is 0); `loss` is the mean training loss
-            since the last look, `accuracy` the share of held-out images for which the largest logit
-            is the teacher's (None where outputs are no logits).
+            the way back to the first (their `learning_rate` is 0, their `loss` that of the look
+            before); `loss` is the mean training loss since the last look, `accuracy` the share of
+            held-out images for which the largest logit is the teacher's (None where outputs are no
+            logits).
         start_accuracy: That share before the first step.
         best_epoch: The look whose weights the model ended with: 0 means those it came with.
         held_out: The held-out loss before the first step and at every look; NaN or infinite where
@@ -191,6 +192,7 @@ class _Run:
         self.judge = _batches(judge, model, MOST_HELD_OUT)
         with torch.no_grad():
             self.wanted = [call(teacher, batch) for batch in self.judge]
+        self.spreads = variances(self.wanted)
         self.start_accuracy = self.look()
 
     def go(self, bar: Silent) -> None:
@@ -279,7 +281,7 @@ class _Run:
             with torch.no_grad():
                 wanted = call(self.teacher, batch)
             with torch.enable_grad():
-                return answers_apart(call(self.model, batch), wanted)
+                return answers_apart(call(self.model, batch), wanted, self.spreads)
 
     @torch.no_grad()
     def look(self) -> float | None:
@@ -288,7 +290,7 @@ class _Run:
         loss, agreeing, count = 0.0, list[Tensor | None](), 0
         for batch, wanted in zip(self.judge, self.wanted, strict=True):
             outputs, size = call(self.model, batch), sample_count(batch)
-            loss += size * float(answers_apart(outputs, wanted))
+            loss += size * float(answers_apart(outputs, wanted, self.spreads))
             agreeing.append(agreement(outputs, wanted))
             count += size
         self.held_out.append(loss / count)
@@ -344,10 +346,9 @@ def _in_parts(indices: Sequence[int], samples: Samples, model: nn.Module) -> lis
     32 images of 224 x 224 take less than half the time so, since activations stay small enough for
     memory to be used again, and not fetched from the system for each layer.
     """
-    one = samples.take(indices[:1], model)
     count = 1
     if next(model.parameters()).device.type == "cpu":
-        numbers = sum(tensor.numel() for tensor in tensors_in(one))
+        numbers = sum(tensor.numel() for tensor in tensors_in(samples.take(indices[:1], model)))
         count = min(len(indices), math.ceil(len(indices) * numbers / NUMBERS))
     bounds = [len(indices) * part // count for part in range(count + 1)]
     return [indices[start:end] for start, end in pairwise(bounds)]

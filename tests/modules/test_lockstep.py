@@ -39,6 +39,29 @@ class Draws(TwoLayers):
         return self.b(self.a(x)) + torch.rand(1)
 
 
+class HoldsALock(TwoLayers):
+    """Its first layer runs while the forward holds a lock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            x = self.a(x)
+        return self.b(x)
+
+
+class GoesOn(TwoLayers):
+    """Runs a layer although one before it failed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.a(x)
+        finally:
+            self.b(x.new_zeros(1, 4))
+
+
 def two_parts(*sizes: int) -> list[tuple[Tensor]]:
     generator = torch.Generator().manual_seed(0)
     return [(torch.randn(size, 3, generator=generator),) for size in sizes]
@@ -70,13 +93,21 @@ def test_what_a_meeting_does_to_a_layer_holds_for_all_parts() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "keeps"),
-    [(TwoLayers, True), (LeavesStateBehind, False), (GoesByTheData, False), (Draws, False)],
+    [
+        (TwoLayers, True),
+        (LeavesStateBehind, False),
+        (GoesByTheData, False),
+        (Draws, False),
+        (HoldsALock, False),
+    ],
 )
 def test_networks_whose_parts_disturb_one_another_are_noticed(
-    kind: type[TwoLayers], keeps: bool
+    kind: type[TwoLayers], keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = kind()
+    monkeypatch.setattr("mdcp_fast.modules.lockstep.LEAST_PATIENCE", 0.5)
+    model, before = kind(), threading.active_count()
     assert keeps_step(model, two_parts(2, 3), [model.a, model.b]) is keeps
+    assert threading.active_count() == before
 
 
 def test_parts_that_go_different_ways() -> None:
@@ -101,11 +132,26 @@ def test_an_error_shows_and_leaves_no_threads_and_no_hooks(where: str) -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_parts_have_the_default_device_of_the_caller() -> None:
+def test_a_forward_that_goes_on_after_it_was_stopped_ends() -> None:
+    model, before = GoesOn(), threading.active_count()
+
+    def meeting(module: nn.Module, inputs: list[Tensor]) -> None:
+        raise KeyError("no")
+
+    with pytest.raises(KeyError, match="no"):
+        run_in_lockstep(model, two_parts(2, 3), {model.a: meeting, model.b: meeting})
+    assert threading.active_count() == before
+
+
+def test_parts_have_the_surroundings_of_the_caller() -> None:
     class Makes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.zeros(1)
+            return torch.zeros(1, dtype=torch.float32) + x.sum().to("meta")
 
     with torch.device("meta"):
-        (output,) = run_in_lockstep(Makes(), two_parts(2), {})
-    assert output.device.type == "meta"
+        outputs = run_in_lockstep(Makes(), two_parts(2, 3), {})
+    assert {output.device.type for output in outputs} == {"meta"}
+    layer = nn.Linear(3, 2)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        outputs = run_in_lockstep(layer, two_parts(2, 3), {})
+    assert all(output.dtype == torch.bfloat16 and output.is_inference() for output in outputs)

@@ -337,6 +337,76 @@ def test_parts_of_the_images_are_fitted_together(
         torch.testing.assert_close(fitted[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
+class Squeezes(nn.Module):
+    """Loses the batch dimension where it has one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.a(x).relu().mean((2, 3), keepdim=True).squeeze())
+
+
+class Frames(nn.Module):
+    """A layer sees the frames of all films as samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.flatten(0, 1)).relu()).unflatten(0, x.shape[:2])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [(Squeezes(), image(batch=17)), (Frames(), image(batch=60).unflatten(0, (20, 3)))],
+)
+def test_any_number_of_samples_is_parted(model: nn.Module, x: Tensor) -> None:
+    graph = trace(model.eval(), x[:2], check=False)
+    plan = uniform_plan(graph, 0.5)
+    small, parallel = (prune(graph, plan, check=False) for _ in range(2))
+    compensate(graph, parallel, plan.positions, [(x,)])
+    assert refit(graph, small, plan.positions, [(x,)]).alone == set()
+    assert error(small, graph.model, x) <= error(parallel, graph.model, x)
+
+
+@torch.no_grad()
+def test_rows_are_bounded_where_a_sample_is_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, seen = image(batch=60).unflatten(0, (20, 3)), list[int]()
+    graph = trace(Frames().eval(), x[:2], check=False)
+    plan = uniform_plan(graph, 0.5)
+
+    def ridge(patches: Tensor, lacking: Tensor, images: Tensor) -> Tensor:
+        assert len(images.unique()) == 20 and int(images.max()) == 19
+        seen.append(patches.shape[1])
+        return lacking.new_zeros(len(patches), lacking.shape[2], patches.shape[2])
+
+    monkeypatch.setattr("mdcp_fast.pruning.refit.held_out_ridge", ridge)
+    monkeypatch.setattr("mdcp_fast.pruning.refit.ROWS", 100)
+    refit(graph, prune(graph, plan, check=False), plan.positions, [(x,)])
+    assert seen and all(100 <= rows <= 110 for rows in seen)
+
+
+@torch.no_grad()
+def test_as_many_samples_as_memory_has_room_for(
+    graph: ChannelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, plan = list[int](), uniform_plan(graph, 0.5)
+
+    def ridge(patches: Tensor, lacking: Tensor, images: Tensor) -> Tensor:
+        used.append(int(images.max()) + 1)
+        return lacking.new_zeros(len(patches), lacking.shape[2], patches.shape[2])
+
+    monkeypatch.setattr("mdcp_fast.pruning.refit.held_out_ridge", ridge)
+    for memory in (1 << 15, 1 << 30):
+        monkeypatch.setattr("mdcp_fast.pruning.refit.MEMORY", memory)
+        refit(graph, prune(graph, plan, check=False), plan.positions, [(image(batch=SEEN),)])
+    assert 1 < min(used) < SEEN == max(used)
+
+
 class LeavesStateBehind(Deep):
     """A later layer reads what an earlier one left on the module."""
 

@@ -321,6 +321,64 @@ def test_logits_are_compared_by_their_divergence() -> None:
     assert agreement(mine[:, :1], yours[:, :1]) is None
 
 
+def test_images_that_run_one_after_another_teach_what_they_teach_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mimicking, "varied", lambda inputs, generator: inputs)
+    results = []
+    for numbers in (1 << 20, 300):  # all at once; two images of 128 numbers
+        monkeypatch.setattr(mimicking, "NUMBERS", numbers)
+        model = pupil()
+        history = run(model, lr=1e-3, epochs=2)
+        results.append((weights(model), history.held_out))
+    for name, value in results[0][0].items():
+        torch.testing.assert_close(results[1][0][name], value, rtol=1e-3, atol=1e-5)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-3)
+
+
+def test_errors_are_shares_of_the_variance_of_all_held_out_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not of the few that run together, which may be a single number."""
+    monkeypatch.setattr(mimicking, "NUMBERS", 1)
+
+    class One(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)[:, :1]
+
+    model, teacher, held_out = One(pupil()), One(dense()), images(16, 9)
+    with torch.no_grad():
+        expected = float(answers_apart(model.eval()(held_out), teacher(held_out)))
+    history = run(model, teacher=teacher, validation=held_out, epochs=1)
+    assert history.start_loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_weights_between_the_first_and_the_last_may_be_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look, shares = mimicking._Run.look, list[float]()
+
+    def looking(self: Any) -> float | None:
+        result: float | None = look(self)
+        if self.steps == 24:  # the last look, and those after it
+            self.held_out[-1] = [9.0, 0.5, 1e-9, 0.5][len(shares) % 4]
+            shares.append(0.0)
+            if len(shares) == 3:
+                self.kept = [p.detach().clone() for p in self.trained]
+        return result
+
+    monkeypatch.setattr(mimicking._Run, "look", looking)
+    monkeypatch.setattr(mimicking, "WORSE", 1e9)
+    model, first = pupil(), list(pupil().parameters())
+    history = run(model, epochs=8)
+    assert history.best_epoch == len(history.epochs) - 1 and history.best_loss == 1e-9
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), first, strict=True))
+
+
 def test_held_out_samples_are_a_quarter_and_whole_batches_where_there_are_several() -> None:
     learn, judge = Samples([(images(24),)]).split(0)
     assert (len(learn), len(judge)) == (18, 6)
@@ -337,6 +395,8 @@ def test_variations_keep_shape_and_range_and_touch_images_alone() -> None:
     (changed,) = varied((x,), generator)
     assert changed.shape == x.shape and not torch.equal(changed, x)
     assert changed.min() >= x.min() and changed.max() <= x.max()
+    rows = x.to(memory_format=torch.channels_last)
+    assert varied((rows,), generator)[0].is_contiguous(memory_format=torch.channels_last)
     several = (x, torch.ones(8, 2))
     assert varied(several, generator) is several
     numbers = {"ids": torch.ones(8, 3, dtype=torch.int64)}
