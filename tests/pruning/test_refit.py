@@ -370,11 +370,12 @@ def test_any_number_of_samples_is_parted(model: nn.Module, x: Tensor) -> None:
     small, parallel = (prune(graph, plan, check=False) for _ in range(2))
     compensate(graph, parallel, plan.positions, [(x,)])
     assert refit(graph, small, plan.positions, [(x,)]).alone == set()
-    assert error(small, graph.model, x) <= error(parallel, graph.model, x)
+    assert error(small, graph.model, x) <= 1.001 * error(parallel, graph.model, x)
 
 
 @torch.no_grad()
 def test_rows_are_bounded_where_a_sample_is_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
     x, seen = image(batch=60).unflatten(0, (20, 3)), list[int]()
     graph = trace(Frames().eval(), x[:2], check=False)
     plan = uniform_plan(graph, 0.5)
