@@ -146,10 +146,14 @@ def test_a_forward_that_goes_on_after_it_was_stopped_ends() -> None:
 def test_parts_have_the_surroundings_of_the_caller() -> None:
     class Makes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.zeros(1, dtype=torch.float32) + x.sum().to("meta")
+            return torch.zeros(1)
 
-    with torch.device("meta"):
-        outputs = run_in_lockstep(Makes(), two_parts(2, 3), {})
+    parts = two_parts(2, 3)
+    torch.set_default_device("meta")
+    try:
+        outputs = run_in_lockstep(Makes(), parts, {})
+    finally:
+        torch.set_default_device(None)
     assert {output.device.type for output in outputs} == {"meta"}
     layer = nn.Linear(3, 2)
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
