@@ -200,7 +200,7 @@ def _ended(walks: Sequence[_Walk]) -> Iterator[None]:
 
 def _surroundings() -> Callable[[], ExitStack]:
     """Default device, stream, autocast and inference mode, which torch keeps for each thread."""
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # torch 2.6 cannot be asked once it was set and taken back
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
     inference = torch.is_inference_mode_enabled()
     casts = {

@@ -149,11 +149,8 @@ def test_parts_have_the_surroundings_of_the_caller() -> None:
             return torch.zeros(1)
 
     parts = two_parts(2, 3)
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         outputs = run_in_lockstep(Makes(), parts, {})
-    finally:
-        torch.set_default_device(None)
     assert {output.device.type for output in outputs} == {"meta"}
     layer = nn.Linear(3, 2)
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
