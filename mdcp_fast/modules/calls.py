@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -45,6 +46,16 @@ def map_tensors(inputs: Any, change: Any) -> Any:
     if type(inputs) in (list, tuple):
         return type(inputs)(map_tensors(item, change) for item in inputs)
     return inputs
+
+
+def samples_in(batch: Inputs) -> int:
+    """How many samples a batch has: the length of its first tensor with any dimensions."""
+    return next((len(x) for x in tensors_in(batch) if x.dim()), 1)
+
+
+def even_parts(size: int, count: int) -> list[slice]:
+    """`size` samples in `count` parts that differ by at most one."""
+    return [slice(*ends) for ends in pairwise(size * part // count for part in range(count + 1))]
 
 
 @contextmanager

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdcp_fast.modules.calls import call, eval_mode, preserve_buffers, tensors_in
+from mdcp_fast.modules.calls import call, eval_mode, preserve_buffers, samples_in, tensors_in
 from mdcp_fast.ops.evaluate_population import LossTable, PopulationFitness
 from mdcp_fast.planning.selection import Chooser
-from mdcp_fast.pruning.calibration import samples_in
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.tracing.graph import ChannelGraph
 

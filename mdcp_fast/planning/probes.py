@@ -25,6 +25,7 @@ from mdcp_fast.modules.calls import (
     eval_mode,
     map_tensors,
     preserve_buffers,
+    samples_in,
     tensors_in,
 )
 from mdcp_fast.modules.removal import remove
@@ -32,7 +33,7 @@ from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.planning.judge import logits_loss
 from mdcp_fast.planning.loss_table import PLATEAU, piecewise_linear
 from mdcp_fast.planning.selection import Chooser
-from mdcp_fast.pruning.calibration import in_parts, samples_in
+from mdcp_fast.pruning.calibration import in_parts
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.compensation import absorb_lost_inputs
 from mdcp_fast.pruning.ridge import TINY

@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, samples_in
 from mdcp_fast.ops.evaluate_population import CostModel
 from mdcp_fast.ops.evolution import Evolution
 from mdcp_fast.planning.budgets import scaled_widths
 from mdcp_fast.planning.judge import AnswerJudge, KeptChannels, answers
-from mdcp_fast.pruning.calibration import samples_in
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.shrink import shrink_and_fit
 from mdcp_fast.tracing.graph import ChannelGraph

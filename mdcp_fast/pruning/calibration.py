@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mdcp_fast.modules.calls import Inputs, map_tensors, tensors_in
+from mdcp_fast.modules.calls import Inputs, even_parts, map_tensors, samples_in, tensors_in
 from mdcp_fast.tracing.graph import ChannelGraph
 
 NOISE_SAMPLES = 256
@@ -137,11 +136,6 @@ def _same(left: Any, right: Any) -> bool:
     )
 
 
-def samples_in(batch: Inputs) -> int:
-    """How many samples a batch has: the length of its first tensor with any dimensions."""
-    return next((len(x) for x in tensors_in(batch) if x.dim()), 1)
-
-
 def held_out_batches(batches: Sequence[Inputs]) -> tuple[list[Inputs], list[Inputs]]:
     """The batches without every fourth sample, and those samples.
 
@@ -169,11 +163,10 @@ def in_parts(batches: Iterable[Inputs], samples: int = TOGETHER) -> Iterator[Inp
         if size <= samples:
             yield batch
             continue
-        count = -(-size // samples)
-        for start, end in pairwise(size * part // count for part in range(count + 1)):
+        for rows in even_parts(size, -(-size // samples)):
 
-            def cut(x: Tensor, start: int = start, end: int = end) -> Tensor:
-                return x[start:end]
+            def cut(x: Tensor, rows: slice = rows) -> Tensor:
+                return x[rows]
 
             yield map_tensors(batch, cut)
 

@@ -36,6 +36,7 @@ from mdcp_fast.modules.calls import (
     eval_mode,
     map_tensors,
     preserve_buffers,
+    samples_in,
     tensors_in,
 )
 from mdcp_fast.modules.hooks import forward_hooks, layer_input
@@ -44,7 +45,7 @@ from mdcp_fast.modules.lockstep import Meeting, OutOfStepError, keeps_step, run_
 from mdcp_fast.modules.memory import PeakMemory
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.batch_norm import ImageMoments, image_moments, relative_statistics
-from mdcp_fast.pruning.calibration import TOGETHER, in_parts, joined_batches, samples_in
+from mdcp_fast.pruning.calibration import TOGETHER, in_parts, joined_batches
 from mdcp_fast.pruning.compensation import compensate, lost_inputs
 from mdcp_fast.pruning.held_out_ridge import held_out_ridge
 from mdcp_fast.tracing.axes import module_of

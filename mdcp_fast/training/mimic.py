@@ -14,12 +14,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers, tensors_in
+from mdcp_fast.modules.calls import (
+    Inputs,
+    call,
+    eval_mode,
+    even_parts,
+    preserve_buffers,
+    samples_in,
+    tensors_in,
+)
 from mdcp_fast.training.augmentation import varied
 from mdcp_fast.training.checkpoint import RandomState
 from mdcp_fast.training.imitation import agreement, answers_apart, variances
@@ -27,7 +34,7 @@ from mdcp_fast.training.onednn import strided_by_slices
 from mdcp_fast.training.progress import Silent, progress_bar
 from mdcp_fast.training.run import Epoch, History
 from mdcp_fast.training.schedule import WarmupCosine
-from mdcp_fast.training.unlabelled import Samples, sample_count
+from mdcp_fast.training.unlabelled import Samples
 
 STEPS = 400
 WAY = (0.75, 0.5, 0.25)  # shares of the way from the first weights to the last, tried at the end
@@ -265,9 +272,9 @@ class _Run:
         optimizer.zero_grad()
         losses = []
         for part in _in_parts(chosen, self.learn, self.model):
-            loss = self.apart(varied(self.learn.take(part, self.model), self.generator))
+            batch = varied(self.learn.take(part, self.model), self.generator)
             with torch.enable_grad():
-                loss = loss * (len(part) / len(chosen))
+                loss = self.apart(batch) * (len(part) / len(chosen))
             loss.backward()
             losses.append(loss.detach())
         optimizer.step()
@@ -280,8 +287,7 @@ class _Run:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.bf16):
             with torch.no_grad():
                 wanted = call(self.teacher, batch)
-            with torch.enable_grad():
-                return answers_apart(call(self.model, batch), wanted, self.spreads)
+            return answers_apart(call(self.model, batch), wanted, self.spreads)
 
     @torch.no_grad()
     def look(self) -> float | None:
@@ -289,7 +295,7 @@ class _Run:
         begun = time.perf_counter()
         loss, agreeing, count = 0.0, list[Tensor | None](), 0
         for batch, wanted in zip(self.judge, self.wanted, strict=True):
-            outputs, size = call(self.model, batch), sample_count(batch)
+            outputs, size = call(self.model, batch), samples_in(batch)
             loss += size * float(answers_apart(outputs, wanted, self.spreads))
             agreeing.append(agreement(outputs, wanted))
             count += size
@@ -348,10 +354,10 @@ def _in_parts(indices: Sequence[int], samples: Samples, model: nn.Module) -> lis
     """
     count = 1
     if next(model.parameters()).device.type == "cpu":
-        numbers = sum(tensor.numel() for tensor in tensors_in(samples.take(indices[:1], model)))
+        batch = samples.batches[0]
+        numbers = sum(tensor.numel() for tensor in tensors_in(batch)) / samples_in(batch)
         count = min(len(indices), math.ceil(len(indices) * numbers / NUMBERS))
-    bounds = [len(indices) * part // count for part in range(count + 1)]
-    return [indices[start:end] for start, end in pairwise(bounds)]
+    return [indices[part] for part in even_parts(len(indices), count)]
 
 
 def _optimizer(trained: Sequence[Tensor]) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mdcp_fast.modules.calls import Inputs, map_tensors, tensors_in
+from mdcp_fast.modules.calls import Inputs, map_tensors, samples_in, tensors_in
 from mdcp_fast.training.checkpoint import RandomState, generators_of
 
 MOST_SAMPLES = 4096  # that are kept in memory
@@ -76,7 +76,7 @@ def read_inputs(name: str, data: Any, batch_size: int, op: str = "finetune") -> 
     for batch in data:
         batches.append(_arguments(place, batch))
         _check_batch(place, batches[0], batches[-1])
-        samples += sample_count(batches[-1])
+        samples += samples_in(batches[-1])
         if samples >= MOST_SAMPLES:
             break
     if not samples:
@@ -117,11 +117,6 @@ def _check_batch(place: str, first: Inputs, batch: Inputs) -> None:
             raise ValueError(f"{place}: expected finite numbers, got NaN or infinities")
 
 
-def sample_count(batch: Inputs) -> int:
-    """How many samples a batch has: the length of its first tensor with any dimensions."""
-    return next((len(x) for x in tensors_in(batch) if x.dim()), 1)
-
-
 class Samples:
     """Samples of a network's inputs, drawn one by one.
 
@@ -134,7 +129,7 @@ class Samples:
         self.batches = batches
         if picks is None:
             picks = torch.tensor(
-                [(b, row) for b, batch in enumerate(batches) for row in range(sample_count(batch))]
+                [(b, row) for b, batch in enumerate(batches) for row in range(samples_in(batch))]
             )
         self.picks = picks
 
@@ -145,7 +140,7 @@ class Samples:
         """These samples as one batch, on the device of `model`, floating point in its dtype."""
         parts: list[Inputs] = []
         for b, row in self.picks[list(indices)].tolist():
-            size = sample_count(self.batches[b])
+            size = samples_in(self.batches[b])
             parts.append(map_tensors(self.batches[b], lambda x, r=row, n=size: _row(x, r, n)))
         columns = [iter(tensors_in(part)) for part in parts]
         like = next(model.parameters())

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdcp_fast.modules.calls import samples_in
 from mdcp_fast.modules.removal import remove
 from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.planning.evaluators import TableEvaluator
@@ -23,7 +24,7 @@ from mdcp_fast.planning.probes import (
 )
 from mdcp_fast.planning.search import search
 from mdcp_fast.planning.selection import Selection
-from mdcp_fast.pruning.calibration import calibration_batches, samples_in
+from mdcp_fast.pruning.calibration import calibration_batches
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.compensation import compensate
 from mdcp_fast.tracing.graph import ChannelGraph
