@@ -37,12 +37,11 @@ from mdcp_fast.modules.calls import (
     map_tensors,
     preserve_buffers,
     samples_in,
-    tensors_in,
 )
 from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.modules.layer_kinds import Layer, batch_norms
 from mdcp_fast.modules.lockstep import Meeting, OutOfStepError, keeps_step, run_in_lockstep
-from mdcp_fast.modules.memory import PeakMemory
+from mdcp_fast.modules.memory import PeakMemory, peak_memory
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.batch_norm import ImageMoments, image_moments, relative_statistics
 from mdcp_fast.pruning.calibration import TOGETHER, in_parts, joined_batches
@@ -173,8 +172,9 @@ def _parts(graph: ChannelGraph, small: nn.Module, batches: list[Inputs]) -> list
     One part of fewer samples where they cannot, and none where it is not clear how to join batches.
     """
     modules = [small.get_submodule(path) for path in (*graph.layers, *batch_norms(graph.model))]
-    waiting, _ = _bytes_of_a_sample(small, batches[0], modules)
-    inputs = joined_batches(batches, max(1, MEMORY // max(waiting, 1)))
+    # Copies: what is alive of a view is all that it is a view of.
+    few = map_tensors(batches[0], lambda tensor: tensor[:2].clone() if tensor.dim() else tensor)
+    inputs = joined_batches(batches, _fitting(_waiting_memory(small, few, modules), few))
     if inputs is None:
         return []
     most = min(PARTS, max(2, THREADS // torch.get_num_threads()))
@@ -182,19 +182,22 @@ def _parts(graph: ChannelGraph, small: nn.Module, batches: list[Inputs]) -> list
     with eval_mode(small), preserve_buffers(small):
         if len(parts) > 1 and keeps_step(small, parts[:2], modules):
             return parts
-    _, running = _bytes_of_a_sample(graph.model, batches[0], [])
-    alone = joined_batches(batches, max(1, MEMORY // max(running, 1)))
+    model = graph.model
+    with eval_mode(model), preserve_buffers(model):
+        running = peak_memory(model, lambda: call(model, few))
+    alone = joined_batches(batches, _fitting(running, few))
     return [] if alone is None else [alone]
 
 
-def _bytes_of_a_sample(
-    model: nn.Module, batch: Inputs, modules: Sequence[nn.Module]
-) -> tuple[int, int]:
-    """The most that a sample's activations take before one of these modules runs, and ever."""
-    few = map_tensors(batch, lambda tensor: tensor[:2] if tensor.dim() else tensor)
-    count, waiting = samples_in(few), 0
-    known = [*model.parameters(), *model.buffers(), *tensors_in(few)]
-    with PeakMemory(known) as memory, torch.no_grad():
+def _fitting(memory: int, few: Inputs) -> int:
+    """How many samples fit into `MEMORY` where these few take so many bytes."""
+    return max(1, MEMORY * samples_in(few) // max(memory, 1))
+
+
+def _waiting_memory(model: nn.Module, few: Inputs, modules: Sequence[nn.Module]) -> int:
+    """The most bytes of activations that are alive before one of these modules runs."""
+    waiting = 0
+    with PeakMemory([*model.parameters(), *model.buffers()]) as memory, torch.no_grad():
 
         def look(*_: Any) -> None:
             nonlocal waiting
@@ -203,7 +206,7 @@ def _bytes_of_a_sample(
         hooks = forward_hooks([(module, look) for module in modules], before=True)
         with hooks, eval_mode(model), preserve_buffers(model):
             call(model, few)
-    return waiting // count, memory.peak // count
+    return waiting
 
 
 def _dense_pass(
