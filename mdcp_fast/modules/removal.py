@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.layer_kinds import update_sizes
+from mdcp_fast.modules.memory_format import in_format_of, prefers_channels_last
 
 Positions = Mapping[str, Mapping[int, Tensor]]
 
@@ -52,16 +53,28 @@ def remove(model: nn.Module, kept: Positions) -> nn.Module:
 def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """A deep copy of `model` in which `change` makes every parameter and buffer.
 
+    What changes its shape or its strides gets the memory format of the network.
+
     Args:
         model: Not changed.
         change: Gets a tensor and returns the new one, which shares no memory with it.
     """
     memo: dict[int, Any] = {}
+    channels_last = prefers_channels_last(model.parameters())
+
+    def changed(tensor: Tensor) -> Tensor:
+        new = change(tensor).detach()
+        if (new.shape, new.stride()) == (tensor.shape, tensor.stride()):
+            return new
+        if new.dim() != tensor.dim():
+            return new
+        return in_format_of(tensor, new, channels_last=channels_last)
+
     for parameter in model.parameters():
-        new = change(parameter).detach()
+        new = changed(parameter)
         memo[id(parameter)] = nn.Parameter(new, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
-        memo[id(buffer)] = change(buffer).detach()
+        memo[id(buffer)] = changed(buffer)
     for module in model.modules():  # weights computed by hooks (weight_norm) cannot be deep-copied
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
@@ -76,11 +89,7 @@ def kept_tensor(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
         return small.clone()
     for dimension, positions in sorted(dimensions.items()):  # whole rows first: less to copy
         small = small.index_select(dimension, positions.to(tensor.device))
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats.get(tensor.dim(), torch.contiguous_format)
-    if tensor.is_contiguous() or not tensor.is_contiguous(memory_format=wanted):
-        wanted = torch.contiguous_format
-    return small.contiguous(memory_format=wanted)
+    return in_format_of(tensor, small)
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from blocks import BLOCKS, Residual, SharedWeights, Transposed, image
@@ -9,6 +11,7 @@ from plans import random_plan
 from torch import Tensor, nn
 
 from mdcp_fast.modules.removal import kept_tensor, rebuilt, remove
+from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.trace import trace
 
 HALF = torch.arange(0, 8, 2)
@@ -68,6 +71,50 @@ def test_memory_format_survives() -> None:
     kept = kept_tensor(volume, {0: torch.tensor([1, 2])})
     assert kept.is_contiguous(memory_format=torch.channels_last_3d)
     assert kept_tensor(torch.randn(4, 6, 1, 1), {0: torch.tensor([1])}).is_contiguous()
+
+
+class Mobile(nn.Sequential):
+    """Weights of which both formats call most contiguous: 1x1, depthwise, linear."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 1), nn.ReLU(),
+            nn.Conv2d(12, 12, 3, groups=12), nn.Conv2d(12, 6, 1), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(6, 4),
+        )  # fmt: skip
+
+
+def strides(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.stride() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_every_stride_is_that_of_the_memory_format(
+    memory_format: torch.memory_format, calibrated: bool
+) -> None:
+    torch.manual_seed(0)
+    model = Mobile().to(memory_format=memory_format).eval()
+    x = torch.randn(16, 3, 9, 9).contiguous(memory_format=memory_format)
+    graph = trace(model, x)
+    # A copy of the file's weights has other strides: one that is plain among many is a slip.
+    model[2].weight.data = model[2].weight.data.clone(memory_format=torch.contiguous_format)
+    small = prune(graph, random_plan(graph), calibration=[x] if calibrated else None)
+    assert small[2].weight.shape[1] < 8
+    # What torch itself makes of a network of these sizes.
+    wanted = copy.deepcopy(small).to(memory_format=torch.contiguous_format)
+    assert strides(small) == strides(wanted.to(memory_format=memory_format))
+
+
+def test_formats_are_told_by_strides_alone_where_all_weights_fit_both() -> None:
+    pointwise = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1))
+    kept = {"0.weight": {0: HALF}, "0.bias": {0: HALF}, "1.weight": {1: HALF}}
+    for memory_format, wanted in (
+        (torch.contiguous_format, (4, 1, 1, 1)),
+        (torch.channels_last, (4, 1, 4, 4)),
+    ):
+        model = copy.deepcopy(pointwise).to(memory_format=memory_format)
+        assert remove(model, kept)[1].weight.stride() == wanted
 
 
 def test_device_survives() -> None:
