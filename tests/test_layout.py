@@ -22,7 +22,8 @@ BELOW = {
     "pruning": {"ops", "modules", "tracing"},
     "planning": {"ops", "modules", "tracing", "pruning"},
     "training": {"modules"},
-    "app": {"ops", "modules", "tracing", "pruning", "planning", "training"},
+    "deployment": {"modules"},
+    "app": {"ops", "modules", "tracing", "pruning", "planning", "training", "deployment"},
 }
 MODULES = {
     ".".join(("mdcp_fast", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(

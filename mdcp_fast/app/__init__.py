@@ -1,1 +1,1 @@
-"""What people start: the command line, the demo, named networks and data, latency."""
+"""What people start: the command line, the demo, named networks and data."""

@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, Subset
 
 from mdcp_fast.app import figures
 from mdcp_fast.app.datasets import Data, load_data
-from mdcp_fast.app.latency import measure_latency
 from mdcp_fast.app.models import load_weights, make_model
+from mdcp_fast.deployment.backends import backend
+from mdcp_fast.deployment.timing import measure_in_turns
 from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.modules.files import atomic_write
 from mdcp_fast.planning.evaluators import TableEvaluator
@@ -44,6 +45,7 @@ BATCH = 64
 LEARNING_RATE = 0.1
 WEIGHT_DECAY = 5e-4
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 128
+LATENCY_SECONDS, LATENCY_ROUNDS = 2.0, 7
 # Below so many MACs a second thread waits longer than it works, and one image's latency is noise.
 SMALL_NETWORK = 10_000_000
 
@@ -221,13 +223,15 @@ def _measured(networks: dict[str, nn.Module], parts: Data, batch: Tensor) -> dic
     """Every number of the table, each taken from the network itself and not from the plan."""
     accuracy = [evaluate(network, parts.test) for network in networks.values()]
     on_cpu = [copy.deepcopy(network).cpu() for network in networks.values()]
-    latency = measure_latency(on_cpu, batch)
+    threads = torch.get_num_threads()
+    calls = [backend("torch").prepare(network, (batch,), threads=threads) for network in on_cpu]
+    timings = measure_in_turns(calls, seconds=LATENCY_SECONDS, rounds=LATENCY_ROUNDS)
     return {
         name: Stage(
             accuracy[i],
             count_macs(on_cpu[i], batch[:1]),
             sum(parameter.numel() for parameter in on_cpu[i].parameters()),
-            latency[i],
+            timings[i].median,
         )
         for i, name in enumerate(networks)
     }

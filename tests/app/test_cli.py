@@ -17,7 +17,6 @@ import mdcp_fast
 from mdcp_fast.app import cli
 from mdcp_fast.app.cli import app
 from mdcp_fast.app.datasets import load_data
-from mdcp_fast.app.latency import measure_latency
 from mdcp_fast.pruning.plan import PruningPlan
 
 FILES = {
@@ -148,15 +147,3 @@ def test_an_unwritable_folder_is_found_before_the_work(tmp_path: Path) -> None:
 def test_words_that_are_no_numbers() -> None:
     ended = run("demo", "--macs", "half")
     assert ended.exit_code == 2 and "Invalid value for '--macs'" in ended.output
-
-
-def test_latency_is_a_median_of_positive_times_and_leaves_modes_alone() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).train()
-    before = model[1].running_mean.clone()
-    times = measure_latency([model, model], torch.randn(3, 4), seconds=0.0, rounds=3)
-    assert len(times) == 2 and min(times) > 0
-    assert model.training and torch.equal(model[1].running_mean, before)
-    with pytest.raises(ValueError, match="models: expected at least one network"):
-        measure_latency([], torch.zeros(1))
-    with pytest.raises(ValueError, match="rounds: expected at least 1, got 0"):
-        measure_latency([model], torch.zeros(1, 4), rounds=0)

@@ -1,0 +1,1 @@
+"""Networks as they are deployed: written to files, run by other backends, timed."""

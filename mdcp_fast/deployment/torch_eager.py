@@ -1,0 +1,48 @@
+"""Runs a network in PyTorch, as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TorchEager:
+    """PyTorch, op by op, on the CPU or a CUDA device."""
+
+    name = "torch"
+
+    def prepare(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], *, threads: int
+    ) -> Callable[[], None]:
+        """See `Backend`."""
+        return torch_call(copy.deepcopy(model).eval(), inputs, threads)
+
+
+def torch_call(
+    run: Callable[..., Any], inputs: tuple[Tensor, ...], threads: int
+) -> Callable[[], None]:
+    """A call that runs a network in PyTorch and waits for it.
+
+    Threads are a setting of the whole process: other ones are put back after each call, which costs
+    the call some time; a caller who wants none of that sets them before.
+    """
+    devices = {x.device for x in inputs if x.is_cuda}
+
+    def call() -> None:
+        before = torch.get_num_threads()
+        if before != threads:
+            torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode():
+                run(*inputs)
+            for device in devices:
+                torch.cuda.synchronize(device)
+        finally:
+            if before != threads:
+                torch.set_num_threads(before)
+
+    return call
