@@ -13,6 +13,8 @@ from mdcp_fast.ops.population_norm import population_norm
 from mdcp_fast.ops.ward import ward
 from mdcp_fast.planning.descriptors import Descriptor, Descriptors
 from mdcp_fast.planning.evaluators import NetworkEvaluator, RefitEvaluator, TableEvaluator
+from mdcp_fast.planning.latency import calibrate_latency, measure_latency, time_plans
+from mdcp_fast.planning.latency_table import LatencyTable
 from mdcp_fast.planning.method import Method
 from mdcp_fast.planning.search import search
 from mdcp_fast.planning.selection import Clusters, SelectionRule
@@ -41,6 +43,7 @@ __all__ = [
     "Descriptor",
     "Descriptors",
     "Evolution",
+    "LatencyTable",
     "Method",
     "MimicHistory",
     "Minimizer",
@@ -50,6 +53,7 @@ __all__ = [
     "RefitEvaluator",
     "SelectionRule",
     "TableEvaluator",
+    "calibrate_latency",
     "channel_statistics",
     "compress",
     "count_macs",
@@ -62,12 +66,14 @@ __all__ = [
     "load",
     "load_data",
     "make_model",
+    "measure_latency",
     "population_norm",
     "prune",
     "register_cost",
     "save",
     "search",
     "strided_by_slices",
+    "time_plans",
     "trace",
     "ward",
 ]

@@ -20,7 +20,7 @@ BELOW = {
     "modules": set(),
     "tracing": {"ops", "modules"},
     "pruning": {"ops", "modules", "tracing"},
-    "planning": {"ops", "modules", "tracing", "pruning"},
+    "planning": {"ops", "modules", "tracing", "pruning", "deployment"},
     "training": {"modules"},
     "deployment": {"modules"},
     "app": {"ops", "modules", "tracing", "pruning", "planning", "training", "deployment"},

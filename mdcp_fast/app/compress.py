@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.planning.method import PresetName
+from mdcp_fast.planning.rounding import RoundTo
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
@@ -109,7 +110,7 @@ def compress(
     minutes: float | None = None,
     preset: PresetName | None = None,
     ignore: Iterable[str | nn.Module] = (),
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> Compressed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -13,6 +13,8 @@ from mdcp_fast.deployment.open_vino import OpenVino
 from mdcp_fast.deployment.tensor_rt import TensorRt
 from mdcp_fast.deployment.torch_compile import TorchCompile
 from mdcp_fast.deployment.torch_eager import TorchEager
+
+BackendName = Literal["torch", "torch-compile", "onnxruntime", "openvino", "tensorrt"]
 
 
 class Backend(Protocol):
@@ -77,7 +79,7 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 }
 
 
-def backend(name: str) -> Backend:
+def backend(name: BackendName) -> Backend:
     """The backend of that name: "torch", "torch-compile", "onnxruntime", "openvino" or "tensorrt".
 
     Raises:

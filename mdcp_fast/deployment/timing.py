@@ -22,11 +22,14 @@ class Timing:
         median: Milliseconds.
         p90: Milliseconds in which nine of ten runs were done.
         runs: How many were measured.
+        fastest: Milliseconds of the fastest one, which other work of the machine disturbs least;
+            of CPU time, if that was asked for.
     """
 
     median: float
     p90: float
     runs: int
+    fastest: float
 
     @property
     def noisy(self) -> bool:
@@ -45,7 +48,7 @@ class SelfTimed(Protocol):
 
 
 def measure_in_turns(
-    calls: Sequence[Callable[[], None]], *, seconds: float, rounds: int
+    calls: Sequence[Callable[[], None]], *, seconds: float, rounds: int, cpu: bool = False
 ) -> list[Timing]:
     """Times calls side by side, so that whatever else the machine does meets all of them alike.
 
@@ -56,6 +59,9 @@ def measure_in_turns(
         calls: Each runs something once and returns when that is done. What is `SelfTimed` is asked.
         seconds: How long to go on, all together; turns are not broken off.
         rounds: At least so many turns, however long they take.
+        cpu: Whether the fastest run is that of the least CPU time of this process. For calls of a
+            single thread that is the same on an idle machine, and on others it leaves out the
+            turns of other programs.
 
     Returns:
         One for each call.
@@ -71,7 +77,7 @@ def measure_in_turns(
         raise ValueError(
             f"measure_in_turns: seconds: expected a finite number of at least 0, got {seconds}"
         )
-    times: list[list[float]] = [[] for _ in calls]
+    times: list[list[tuple[float, float]]] = [[] for _ in calls]
     with _no_garbage_collection():
         for call in calls:  # the first runs allocate and choose kernels
             call()
@@ -79,7 +85,12 @@ def measure_in_turns(
         while len(times[0]) < rounds or time.perf_counter() < end:
             for call, own in zip(calls, times, strict=True):
                 own.append(_milliseconds(call))
-    return [Timing(median(own), percentile(own, 0.9), len(own)) for own in times]
+    timings = []
+    for own in times:
+        passed, spent = zip(*own, strict=True)
+        fastest = min(spent if cpu else passed)
+        timings.append(Timing(median(passed), percentile(passed, 0.9), len(own), fastest))
+    return timings
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -87,13 +98,14 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def _milliseconds(call: Callable[[], None]) -> float:
+def _milliseconds(call: Callable[[], None]) -> tuple[float, float]:
+    """How long a call took, and how much CPU time the process spent on it."""
     if isinstance(call, SelfTimed):
-        return call.milliseconds()
+        return (call.milliseconds(),) * 2
     call()
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     call()
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (time.perf_counter() - start), 1000 * (time.process_time() - spent)
 
 
 @contextmanager

@@ -76,6 +76,14 @@ class MatrixKind(LayerKind, ABC):
         """How many outputs a layer with this weight and these groups has, over all groups."""
         return weight.shape[self.output_dimension]
 
+    @abstractmethod
+    def inputs(self, layer: Any) -> int:
+        """How many input channels a layer reads, over all groups."""
+
+    def taps(self, layer: Any) -> int:
+        """How many positions an output sees."""
+        return int(layer.weight[0, 0].numel())
+
     def groups(self, layer: Any) -> int:
         """Into how many groups inputs and outputs fall that have nothing to do with each other."""
         return 1
@@ -183,6 +191,9 @@ class Linear(MatrixKind):
     def channel_dimension(self, x: Tensor, weight: Tensor) -> int:
         return x.dim() - 1
 
+    def inputs(self, layer: Any) -> int:
+        return int(layer.in_features)
+
     def has_batch(self, layer: Any, x: Tensor) -> bool:
         return x.dim() > 1
 
@@ -224,6 +235,9 @@ class Convolution(MatrixKind):
 
     def channel_dimension(self, x: Tensor, weight: Tensor) -> int:
         return x.dim() - weight.dim() + 1
+
+    def inputs(self, layer: Any) -> int:
+        return int(layer.in_channels)
 
     def groups(self, layer: Any) -> int:
         return int(layer.groups)

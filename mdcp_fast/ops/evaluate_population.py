@@ -83,10 +83,7 @@ class CostModel:
 
     def evaluate(self, widths: Tensor) -> Tensor:
         """The costs at `widths` (int64 [..., axes]): int64 [..., costs]."""
-        shares = widths[..., self.axis] * self.factor  # [..., entries]
-        owner = torch.repeat_interleave(self.offsets.diff())
-        counts = self.constant.expand(*widths.shape[:-1], -1).clone()
-        counts.index_add_(-1, owner, shares)
+        counts = self.counts(widths)
         products = counts[..., self.terms[:, 0]] * counts[..., self.terms[:, 1]]  # [..., terms]
         costs = (products.unsqueeze(-2) * self.coefficients).sum(-1)
         bounds = self.table_offsets.tolist()
@@ -94,6 +91,13 @@ class CostModel:
             for table in range(begin, end):
                 costs[..., cost] += self.entries(table, counts[..., self.tables[table]])
         return costs
+
+    def counts(self, widths: Tensor) -> Tensor:
+        """The counts at `widths` (int64 [..., axes]): int64 [..., counts]."""
+        shares = widths[..., self.axis] * self.factor  # [..., entries]
+        owner = torch.repeat_interleave(self.offsets.diff())
+        counts = self.constant.expand(*widths.shape[:-1], -1).clone()
+        return counts.index_add_(-1, owner, shares)
 
     def entries(self, table: int, counts: Tensor) -> Tensor:
         """The entries of a table at its two counts, int64 [..., 2]: int64 [...]."""

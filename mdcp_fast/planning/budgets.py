@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.ops.evaluate_population import CostModel
-from mdcp_fast.tracing.axes import Axis
 from mdcp_fast.tracing.graph import ChannelGraph
 
 SHARES = 256  # uniform widths that are tried
@@ -148,38 +147,6 @@ def _fraction(name: str, value: Any) -> float:
             f"search: {name}: expected fractions of the dense network in (0, 1], got {fraction:g}"
         )
     return fraction
-
-
-def allowed_widths(
-    axes: Sequence[Axis], round_to: int, min_keep: int | float
-) -> tuple[list[Tensor], dict[str, str]]:
-    """The widths that every axis may have, and why some may not be rounded."""
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"search: round_to: expected a whole number from 1, got {round_to!r}")
-    whole = isinstance(min_keep, int) and not isinstance(min_keep, bool) and min_keep >= 1
-    if not whole and not (isinstance(min_keep, float) and 0 <= min_keep < 1):
-        raise ValueError(
-            "search: min_keep: expected a number of channels (int from 1) or a fraction of them "
-            f"(float from 0, below 1), got {min_keep!r}"
-        )
-    choices, notes = [], {}
-    for axis in axes:
-        least = min_keep if isinstance(min_keep, int) else math.ceil(min_keep * axis.channels)
-        least = min(max(least, 1), axis.channels)
-        # A channel may be several positions of a layer's output (groups, pixel shuffle).
-        positions = math.gcd(round_to, *(place.multiplicity for place in axis.producers))
-        step = round_to // positions
-        first = -(-least // step) * step
-        if first <= axis.channels:
-            widths = torch.arange(first, axis.channels + 1, step)
-        else:
-            widths = torch.tensor([axis.channels])
-            notes[axis.name] = (
-                f"left whole: no multiple of {step} from {least} to {axis.channels} channels "
-                f"for round_to={round_to}"
-            )
-        choices.append(widths)
-    return choices, notes
 
 
 def limits_of(

@@ -49,7 +49,8 @@ def relaxed_widths(
     widths = highest.expand(runs, PRICES, -1).clone()
     found = [lowest.expand(runs, -1)]
     for _ in range(ROUNDS):
-        price, counts = (10.0**logs).unsqueeze(2), _counts(cost, widths)
+        # Sums of products of whole numbers are exact in whatever order a matrix product adds them.
+        price, counts = (10.0**logs).unsqueeze(2), cost.counts(widths).double()
         for _ in range(SWEEPS):
             before = widths.clone()
             for a, axis in enumerate(axes):
@@ -65,16 +66,6 @@ def relaxed_widths(
         logs = below + (above - below) * torch.linspace(0, 1, PRICES, dtype=torch.float64)
         widths = chosen.unsqueeze(1).expand(-1, PRICES, -1).clone()
     return torch.stack(found, 1)
-
-
-def _counts(cost: CostModel, widths: Tensor) -> Tensor:
-    """The counts of a cost model (see CostModel), whole numbers in float64 [runs, PRICES, counts].
-
-    Sums of products of such numbers are exact in whatever order a matrix product adds them.
-    """
-    counts = cost.constant.expand(*widths.shape[:-1], -1).clone()
-    owner = torch.repeat_interleave(cost.offsets.diff())
-    return counts.index_add_(-1, owner, widths[..., cost.axis] * cost.factor).double()
 
 
 class _Axis:

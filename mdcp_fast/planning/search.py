@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.modules.precision import full_float32
-from mdcp_fast.planning.budgets import allowed_widths, limits_of, parsed_budgets
+from mdcp_fast.planning.budgets import limits_of, parsed_budgets
 from mdcp_fast.planning.channels import ChannelScorer
 from mdcp_fast.planning.clustering import searched_clusters
 from mdcp_fast.planning.evaluators import Evaluator, TableEvaluator
 from mdcp_fast.planning.judge import KeptChannels
+from mdcp_fast.planning.latency_table import LatencyTable
 from mdcp_fast.planning.method import (
     EvaluatorName,
     Method,
@@ -23,6 +24,7 @@ from mdcp_fast.planning.method import (
     resolve_method,
 )
 from mdcp_fast.planning.probes import probed_losses
+from mdcp_fast.planning.rounding import RoundTo, allowed_widths, preferred_multiple
 from mdcp_fast.planning.widths import WidthProblem, widths_by_table
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
@@ -38,6 +40,7 @@ def search(
     *,
     macs: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
     **options: Any,
 ) -> PruningPlan: ...
 @overload
@@ -46,6 +49,7 @@ def search(
     *,
     macs: Budget | None = None,
     params: Budget | None = None,
+    latency: Budget | None = None,
     **options: Any,
 ) -> list[PruningPlan]: ...
 @full_float32()
@@ -54,12 +58,14 @@ def search(
     *,
     macs: Budget | None = None,
     params: Budget | None = None,
+    latency: Budget | None = None,
+    latency_table: LatencyTable | None = None,
     method: Method | None = None,
     preset: PresetName | None = None,
     evaluator: EvaluatorName | Evaluator | None = None,
     rotate: bool | None = None,
     calibration: Iterable[Any] | None = None,
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
     min_keep: int | float = 0.1,
     seed: int = 0,
     **costs: Budget | None,
@@ -82,6 +88,10 @@ def search(
             (0, 1]; a list asks for one plan for each.
         params: The same for parameters. Where several budgets are given, all hold; a single number
             beside a list holds for all of its entries.
+        latency: The same for the time that the network takes where `latency_table` was measured,
+            which says how much each layer takes at each width. The plan's cost of that name is what
+            the table predicts, in nanoseconds.
+        latency_table: What `measure_latency` measured; needed with `latency`.
         method: How channels are chosen: see `Method`, which lists the ways to describe and to
             select them. By default `Method.best()` with calibration, `Method.quick()` without.
         preset: The name of such a method instead: "best", "paper" (the method as published, and
@@ -96,7 +106,10 @@ def search(
             ones, or (input, label) pairs; a DataLoader, a list or an iterator). An iterator is used
             up: `prune` then needs another one.
         round_to: Widths become multiples of this, for hardware that wants them. Axes that cannot
-            are left whole and named in the plan.
+            are left whole and named in the plan. "auto": multiples of 8 (for half precision on a
+            GPU of 16 or, from compute capability 9.0 on, of 32) where an axis is four times as
+            wide, of 4, 2 or 1 where it is narrower, or whole. 1: any width, which keeps the most
+            for its MACs and is often no faster than the dense network.
         min_keep: The least that stays of every axis: a number of channels (int), or a fraction of
             them (float below 1).
         seed: Of everything random. The same seed gives the same plan; without calibration at any
@@ -118,11 +131,18 @@ def search(
             little memory for one candidate.
     """
     _check(graph, seed)
-    budgets, several = parsed_budgets(graph, {"macs": macs, "params": params, **costs})
+    graph = _with_latency(graph, latency, latency_table)
+    wanted = {"macs": macs, "params": params, "latency": latency, **costs}
+    budgets, several = parsed_budgets(
+        graph, {name: one for name, one in wanted.items() if one is not None}
+    )
     chosen = choose_method(method, preset, evaluator, calibration is not None, rotate)
     how = resolve_method(chosen, calibration is not None)
-    choices, notes = allowed_widths(graph.axes, round_to, min_keep)
-    limits = limits_of(graph, budgets, choices, notes)
+    allowed = allowed_widths(
+        graph.axes, round_to, min_keep, multiple=preferred_multiple(graph.model)
+    )
+    choices = allowed.choices
+    limits = limits_of(graph, budgets, choices, allowed.notes)
     data, rotated = None, frozenset[int]()
     if calibration is not None:
         data = CalibrationData.read(graph, calibration, how.evaluator.labels)
@@ -143,10 +163,13 @@ def search(
         "seed": seed,
         **judged,
     }
-    plans = [
-        _plan(scorer, width, seed, budget=budget, settings=settings, history=history, notes=notes)
-        for width, budget, history in zip(widths, budgets, histories, strict=True)
-    ]
+    plans = []
+    for width, budget, history in zip(widths, budgets, histories, strict=True):
+        multiples, notes = allowed.rounded(graph.axes, width)
+        found = {**settings, "multiple": allowed.multiple, "multiples": multiples}
+        plans.append(
+            _plan(scorer, width, seed, budget=budget, settings=found, history=history, notes=notes)
+        )
     return plans if several else plans[0]
 
 
@@ -164,6 +187,20 @@ def _check(graph: ChannelGraph, seed: int) -> None:
         raise TypeError(f"search: seed: expected an int, got {type(seed).__name__}")
     if seed < 0:
         raise ValueError(f"search: seed: expected at least 0, got {seed}")
+
+
+def _with_latency(
+    graph: ChannelGraph, latency: Budget | None, table: LatencyTable | None
+) -> ChannelGraph:
+    """The graph with the cost that `latency` bounds, if it is given."""
+    if latency is None or "latency" in graph.costs:
+        return graph
+    if not isinstance(table, LatencyTable):
+        raise TypeError(
+            "search: latency_table: expected what mdcp_fast.measure_latency returns, since latency "
+            f"is bounded, got {type(table).__name__}"
+        )
+    return table.graph_with_cost(graph)
 
 
 def _widths(

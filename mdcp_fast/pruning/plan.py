@@ -18,7 +18,11 @@ from mdcp_fast.tracing.graph import ChannelGraph, left_whole
 
 FORMAT = 3
 ROTATED = 3  # the first format that knows of rotated axes
-WORDS = {"macs": "MACs", "params": "parameters"}  # for costs, in text
+WORDS = {
+    "macs": "MACs",
+    "params": "parameters",
+    "latency": "ns of predicted latency",
+}  # for costs, in text
 OLD_COSTS = ("macs", "params")  # the fields of format 1, each with a twin for the dense network
 
 
@@ -334,6 +338,11 @@ class PruningPlan:
             for name, cost in self.costs.items()
         ]
         lines = [f"PruningPlan: {', '.join(costs)}"]
+        if self.settings.get("multiple", 1) > 1:
+            lines.append(
+                f"{self.settings['multiples']} of {len(self.axes)} widths are multiples of "
+                f"{self.settings['multiple']}"
+            )
         wide = max((len(axis.name) for axis in self.axes), default=0)
         for axis in self.axes:
             notes = ["rotated" if axis.rotated else "", axis.reason or ""]

@@ -7,7 +7,9 @@ from it: the traced network's cost model, budgets of that name in `search`, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,22 +117,82 @@ def _of_entry(name: str, cost: Cost, use: ParameterUse) -> int:
     return int(found)
 
 
+@dataclass(frozen=True)
+class PositionCounts:
+    """How many positions stay along the dimensions of parameters, as in a CostModel.
+
+    Attributes:
+        constant, offsets, axis, factor: See there.
+        of: The count of each pruned dimension of each parameter.
+    """
+
+    constant: list[int]
+    offsets: list[int]
+    axis: list[int]
+    factor: list[int]
+    of: dict[str, dict[int, int]]
+
+
+class WeightTable(NamedTuple):
+    """What a weight costs, by its sizes.
+
+    Attributes:
+        first: int64 [rows], sizes of dimension 0, increasing; the last is the dense one.
+        second: int64 [columns], sizes of dimension 1 likewise.
+        values: int64 [rows, columns]. What lies between two sizes costs what the larger one does.
+    """
+
+    first: Tensor
+    second: Tensor
+    values: Tensor
+
+
+def position_counts(parameters: Mapping[str, Tensor], axes: Sequence[Axis]) -> PositionCounts:
+    """Counts of what stays of each pruned dimension of each parameter.
+
+    A count is the positions outside any axis plus multiplicity times width for each axis there.
+
+    Args:
+        parameters: The network's, and buffers that multiply, by name, shared ones once.
+        axes: What may be pruned.
+    """
+    members: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for index, axis in enumerate(axes):
+        for place in axis.places:
+            if place.parameter in parameters:  # statistics cost nothing
+                where = (place.parameter, place.dimension)
+                members.setdefault(where, []).append((index, place.multiplicity))
+
+    made = PositionCounts([1], [0, 0], [], [], {})
+    known: dict[tuple[int, ...], int] = {}  # a layer, its bias and its BatchNorm share a count
+    for (name, dimension), entries in members.items():
+        touched = sum(multiplicity * axes[index].channels for index, multiplicity in entries)
+        rest = parameters[name].shape[dimension] - touched
+        key = (rest, *(number for entry in sorted(entries) for number in entry))
+        if key not in known:
+            known[key] = len(made.constant)
+            made.constant.append(rest)
+            made.axis.extend(index for index, _ in entries)
+            made.factor.extend(multiplicity for _, multiplicity in entries)
+            made.offsets.append(len(made.axis))
+        made.of.setdefault(name, {})[dimension] = known[key]
+    return made
+
+
 def cost_model(
     parameters: Mapping[str, Tensor],
-    axes: Sequence[Axis],
+    counts: PositionCounts,
     costs: Mapping[str, Mapping[str, int]],
     constants: Mapping[str, int],
 ) -> CostModel:
     """Costs as sums of products of two position counts (see CostModel).
 
-    Every pruned (parameter, dimension) has a count: its positions outside any axis plus
-    multiplicity times width for each axis that sits there. A parameter's size is the product of its
-    counts, of which there are at most two (a weight's outputs and inputs), times what no axis
-    touches.
+    A parameter's size is the product of its counts, of which there are at most two (a weight's
+    outputs and inputs), times what no axis touches.
 
     Args:
         parameters: The network's, and buffers that multiply, by name, shared ones once.
-        axes: What may be pruned.
+        counts: Of what stays of them.
         costs: What each entry of each parameter costs, by cost and parameter.
         constants: What the network costs beside its parameters, by cost.
 
@@ -140,31 +202,9 @@ def cost_model(
     Raises:
         ValueError: A parameter may be pruned along more than two dimensions.
     """
-    members: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for index, axis in enumerate(axes):
-        for place in axis.places:
-            if place.parameter in parameters:  # statistics cost nothing
-                where = (place.parameter, place.dimension)
-                members.setdefault(where, []).append((index, place.multiplicity))
-
-    constant, offsets, axis_of, factor = [1], [0, 0], [], []
-    counts: dict[str, dict[int, int]] = {}  # parameter -> dimension -> count
-    known: dict[tuple[int, ...], int] = {}  # a layer, its bias and its BatchNorm share a count
-    for (name, dimension), entries in members.items():
-        touched = sum(multiplicity * axes[index].channels for index, multiplicity in entries)
-        rest = parameters[name].shape[dimension] - touched
-        key = (rest, *(number for entry in sorted(entries) for number in entry))
-        if key not in known:
-            known[key] = len(constant)
-            constant.append(rest)
-            axis_of += [index for index, _ in entries]
-            factor += [multiplicity for _, multiplicity in entries]
-            offsets.append(len(axis_of))
-        counts.setdefault(name, {})[dimension] = known[key]
-
     terms: dict[tuple[int, int], list[int]] = {(ONE, ONE): [constants[name] for name in costs]}
     for name, tensor in parameters.items():
-        own = counts.get(name, {})
+        own = counts.of.get(name, {})
         if len(own) > 2:
             raise ValueError(
                 f"cost_model: axes: expected axes along two dimensions of {name} at most, since "
@@ -177,15 +217,51 @@ def cost_model(
         term = terms.setdefault((first, second), [0] * len(costs))
         for row, by_parameter in enumerate(costs.values()):
             term[row] += untouched * by_parameter[name]
-
-    def integers(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64)
-
     return CostModel(
-        constant=integers(constant),
-        offsets=integers(offsets),
-        axis=integers(axis_of),
-        factor=integers(factor),
-        terms=integers(list(terms)).view(-1, 2),
-        coefficients=integers(list(terms.values())).view(-1, len(costs)).T.contiguous(),
+        constant=_integers(counts.constant),
+        offsets=_integers(counts.offsets),
+        axis=_integers(counts.axis),
+        factor=_integers(counts.factor),
+        terms=_integers(list(terms)).view(-1, 2),
+        coefficients=_integers(list(terms.values())).view(-1, len(costs)).T.contiguous(),
     )
+
+
+def with_table_cost(
+    cost: CostModel, counts: PositionCounts, constant: int, tables: Mapping[str, WeightTable]
+) -> CostModel:
+    """The model with one more cost, the last: what tables say of weights, and a constant.
+
+    Args:
+        cost: Without tables.
+        counts: What it was made of.
+        constant: What the network costs beside these weights.
+        tables: By weight.
+    """
+    where, edges, values = [], [], []
+    for name, table in tables.items():
+        own = counts.of.get(name, {})
+        picked = table.values
+        for dimension, sizes in enumerate((table.first, table.second)):
+            if dimension not in own:  # it has its dense size for ever
+                picked = picked.narrow(dimension, len(sizes) - 1, 1)
+            edges.append(sizes if dimension in own else sizes[-1:])
+        where.append([own.get(dimension, ONE) for dimension in (0, 1)])
+        values.append(picked.flatten())
+    row = torch.zeros_like(cost.coefficients[:1])
+    row[0, 0] = constant  # the first term is that of the constants
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return replace(
+        cost,
+        coefficients=torch.cat([cost.coefficients, row]),
+        tables=_integers(where).view(-1, 2),
+        table_offsets=_integers([0] * (len(cost.coefficients) + 1) + [len(tables)]),
+        edges=torch.cat([nothing, *edges]),
+        edge_offsets=_integers(list(accumulate(map(len, edges), initial=0))),
+        values=torch.cat([nothing, *values]),
+        value_offsets=_integers(list(accumulate(map(len, values), initial=0))),
+    )
+
+
+def _integers(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)

@@ -16,7 +16,14 @@ from mdcp_fast.modules.layer_kinds import Layer, layers_of
 from mdcp_fast.modules.names import shared_names
 from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.tracing.axes import Axis, FixedAxis, module_of
-from mdcp_fast.tracing.cost import cost_model, macs_by_weight, parameter_costs
+from mdcp_fast.tracing.cost import (
+    WeightTable,
+    cost_model,
+    macs_by_weight,
+    parameter_costs,
+    position_counts,
+    with_table_cost,
+)
 from mdcp_fast.tracing.labels import Multiplication
 
 
@@ -33,6 +40,7 @@ class ChannelGraph:
             multiply-accumulates for `example_inputs`; "params", its parameters; and what else was
             registered when it was traced (`register_cost`).
         cost: The same costs, in the same order, as a function of the axis widths, exact.
+        counts: What the costs are products of.
         normalized_by: For each weight whose layer a BatchNorm follows directly, the name of that
             running mean.
     """
@@ -64,7 +72,8 @@ class ChannelGraph:
         # What layers do not explain (products of activations) is a constant.
         constants = {cost: 0 for cost in each} | {"macs": macs - self.costs["macs"]}
         self.costs["macs"] = macs
-        self.cost = cost_model(parameters, self.axes, each, constants)
+        self.counts = position_counts(parameters, self.axes)
+        self.cost = cost_model(parameters, self.counts, each, constants)
 
     @property
     def macs(self) -> int:
@@ -89,6 +98,27 @@ class ChannelGraph:
         """The same graph for a network of the same structure with other weights."""
         other = copy.copy(self)
         other.model = model
+        return other
+
+    def with_table_cost(
+        self, name: str, constant: int, tables: Mapping[str, WeightTable]
+    ) -> ChannelGraph:
+        """The same graph with one more cost: what tables say of weights, and a constant.
+
+        Args:
+            name: Of the cost.
+            constant: What the network costs beside these weights.
+            tables: By weight.
+
+        Raises:
+            ValueError: There is a cost of that name, or one of tables, already.
+        """
+        if name in self.costs or len(self.cost.tables):
+            raise ValueError(f"with_table_cost: name: expected no cost before {name}, got another")
+        other = copy.copy(self)
+        other.cost = with_table_cost(self.cost, self.counts, constant, tables)
+        dense = other.cost.evaluate(self.widths).tolist()
+        other.costs = dict(zip((*self.costs, name), dense, strict=True))
         return other
 
     @property

@@ -11,11 +11,12 @@ from blocks import image
 from plans import limits_at
 from torch import Tensor, nn
 
-from mdcp_fast.planning.budgets import allowed_widths, limits_of, scaled_widths, uniform_widths
+from mdcp_fast.planning.budgets import limits_of, scaled_widths, uniform_widths
 from mdcp_fast.planning.channels import ChannelScorer
 from mdcp_fast.planning.judge import CEILING, KeptChannels
 from mdcp_fast.planning.method import Method, resolve_method
 from mdcp_fast.planning.refit_evaluator import RefitJudge, evolve_widths
+from mdcp_fast.planning.rounding import allowed_widths
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
@@ -150,7 +151,7 @@ def test_the_network_that_is_whole_loses_nothing(graph: ChannelGraph, kept: Kept
 def test_scaled_widths_are_allowed_and_meet_the_limits_as_far_as_they_can(
     graph: ChannelGraph, round_to: int
 ) -> None:
-    choices, notes = allowed_widths(graph.axes, round_to, 0.1)
+    choices, notes, _ = allowed_widths(graph.axes, round_to, 0.1)
     limits = limits_of(graph, BUDGETS, choices, notes)
     generator = torch.Generator().manual_seed(0)
     shape = torch.rand(len(BUDGETS), 6, len(choices), generator=generator).double() * 20 + 0.5
@@ -168,7 +169,7 @@ def test_scaled_widths_are_allowed_and_meet_the_limits_as_far_as_they_can(
 
 
 def test_proportions_are_kept(graph: ChannelGraph) -> None:
-    choices, notes = allowed_widths(graph.axes, 1, 0.0)
+    choices, notes, _ = allowed_widths(graph.axes, 1, 0.0)
     limits = limits_of(graph, [{"macs": 0.5}], choices, notes)
     shape = torch.tensor([[[1.0, 2.0, 1.0]]], dtype=torch.float64)
     found = scaled_widths(shape, graph.cost, limits, choices)[0, 0].double()
@@ -177,7 +178,7 @@ def test_proportions_are_kept(graph: ChannelGraph) -> None:
 
 def test_the_evolution_starts_from_both_ends_and_never_gets_worse(graph: ChannelGraph) -> None:
     """On a function whose best widths are known."""
-    choices, notes = allowed_widths(graph.axes, 1, 0.1)
+    choices, notes, _ = allowed_widths(graph.axes, 1, 0.1)
     limits = limits_of(graph, BUDGETS, choices, notes)
     uniform = uniform_widths(graph, limits, choices)
     given = scaled_widths(

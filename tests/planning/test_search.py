@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.planning.method import Method
+from mdcp_fast.planning.rounding import allowed_widths
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
@@ -48,7 +51,7 @@ def widths(plan: PruningPlan) -> dict[str, int]:
 
 @pytest.mark.parametrize("macs", [0.05, 0.3, 0.5, 0.8])
 def test_the_budget_holds_in_counted_macs_and_is_used(graph: ChannelGraph, macs: float) -> None:
-    plan = search(graph, macs=macs)
+    plan = search(graph, macs=macs, round_to=1)
     counted = count_macs(prune(graph, plan), INPUT)
     assert counted == plan.macs <= macs * graph.macs
     assert counted >= 0.9 * macs * graph.macs
@@ -110,6 +113,44 @@ def test_widths_are_multiples_where_the_axis_allows_it_and_named_where_not(
     assert widths(plan)["narrow"] == 6
     assert all(axis.width % 8 == 0 for axis in plan.axes if axis.name != "narrow")
     assert "round_to=8" in str(plan)
+
+
+class Narrow(nn.Sequential):
+    """Axes of 48, 20, 9, 6 and 36 channels."""
+
+    def __init__(self) -> None:
+        widths = (3, 48, 20, 9, 6, 36, 4)
+        super().__init__(*(nn.Conv2d(a, b, 1) for a, b in pairwise(widths)))
+
+
+def test_by_default_widths_are_multiples_of_eight_and_finer_where_an_axis_is_narrow() -> None:
+    torch.manual_seed(0)
+    graph = trace(Narrow().eval(), INPUT)
+    choices, notes, multiple = allowed_widths(graph.axes, "auto", 0.1)
+    assert [one.tolist() for one in choices] == [
+        [8, 16, 24, 32, 40, 48], [4, 8, 12, 16, 20], [2, 4, 6, 8, 9], [1, 2, 3, 4, 5, 6],
+        [8, 16, 24, 32, 36],
+    ]  # fmt: skip
+    assert (notes, multiple) == ({}, 8)
+    plan = search(graph, macs=0.6)
+    good = [axis for axis in plan.axes if axis.width % 8 == 0]
+    assert f"{len(good)} of 5 widths are multiples of 8" in str(plan)
+    for axis in plan.axes:
+        assert (axis.reason is None) == (axis in good)
+        assert axis in good or str(axis.reason).startswith("no multiple of 8: ")
+    # Nothing asked, nothing removed, also where the dense widths are no multiples.
+    assert all(axis.width == axis.channels for axis in search(graph, macs=1.0).axes)
+
+
+def test_grouped_axes_are_rounded_by_positions_by_default_too() -> None:
+    torch.manual_seed(0)
+    grouped = nn.Sequential(
+        nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, groups=4), nn.Conv2d(64, 4, 1)
+    )
+    graph = trace(grouped.eval(), INPUT)
+    assert [axis.channels for axis in graph.axes] == [16, 16]
+    for one in allowed_widths(graph.axes, "auto", 1).choices:
+        assert one.tolist() == [2, 4, 6, 8, 10, 12, 14, 16]  # four positions each
 
 
 def test_grouped_channels_count_as_the_positions_they_are() -> None:

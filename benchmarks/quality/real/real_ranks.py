@@ -24,11 +24,12 @@ from subject import load_subject
 from torch import Tensor
 
 from mdcp_fast.ops.evaluate_population import LossTable
-from mdcp_fast.planning.budgets import allowed_widths, limits_of, scaled_widths
+from mdcp_fast.planning.budgets import limits_of, scaled_widths
 from mdcp_fast.planning.channels import ChannelScorer
 from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.method import Method, resolve_method
 from mdcp_fast.planning.probes import answer_difference, float_outputs, probed_losses
+from mdcp_fast.planning.rounding import allowed_widths
 from mdcp_fast.planning.widths import WidthProblem, widths_by_table
 from mdcp_fast.pruning.calibration import calibration_batches, in_parts
 from mdcp_fast.pruning.calibration_data import CalibrationData
@@ -70,7 +71,7 @@ class Ranking:
         self.how = resolve_method(Method(), calibrated=True)
         rotated = frozenset(rotation.bases)
         self.scorer = ChannelScorer(self.graph, self.how, self.data, 0, rotated)
-        self.choices, notes = allowed_widths(self.graph.axes, 1, SMALLEST)
+        self.choices, notes, _ = allowed_widths(self.graph.axes, 1, SMALLEST)
         self.limits = limits_of(self.graph, [{"macs": macs}], self.choices, notes)
         self.scored = list(in_parts(calibration_batches(self.graph, [one.scored])))
         with torch.no_grad():
