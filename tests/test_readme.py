@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+
+import mdcp_fast.planning.latency
+from mdcp_fast.modules.calls import count_macs
 
 README = Path(__file__).parent.parent / "README.md"
 SMALLER = {
@@ -18,10 +22,30 @@ SMALLER = {
 }
 
 
+class ByMacs:
+    """A backend on which a network takes a millisecond for a million MACs."""
+
+    def prepare(self, model: nn.Module, inputs: tuple[Tensor, ...], *, threads: int) -> Known:
+        return Known(count_macs(model, inputs) / 1e6)
+
+
+class Known:
+    """A call that knows how long it takes."""
+
+    def __init__(self, time: float) -> None:
+        self.time = time
+
+    def __call__(self) -> None:
+        pass
+
+    def milliseconds(self) -> float:
+        return self.time
+
+
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
     text = README.read_text(encoding="utf-8")
-    code, method = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, method, latency = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(code.strip().splitlines()) <= 20
     for full, small in SMALLER.items():
         assert full in code
@@ -35,6 +59,10 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (tmp_path / "small.safetensors").stat().st_size > 0
     dense = sum(parameter.numel() for parameter in names["model"].parameters())
     assert sum(parameter.numel() for parameter in names["small"].parameters()) < dense
+
+    monkeypatch.setattr(mdcp_fast.planning.latency, "backend", lambda name: ByMacs())
+    exec(compile(latency, str(README), "exec"), names)
+    assert names["plan"].costs["latency"] <= 0.5 * names["plan"].dense_costs["latency"]
 
     exec(compile(method, str(README), "exec"), names)
     assert names["plan"].settings["selection"] == "Magnitude"
