@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdcp_fast.deployment.timing import NOISY
 from mdcp_fast.modules.files import atomic_write
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.tracing.axes import module_of
@@ -271,12 +272,14 @@ class LatencyTable:
         where = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         dense = self.networks[0]
         factors = ", ".join(f"{name} {value:.3g}" for name, value in self.factors.items())
+        busy = dense.p90 > NOISY * dense.median
+        note = ": the machine had other work, measure again when it has none" if busy else ""
         return "\n".join(
             [
                 f"LatencyTable: {len(self.layers)} layers, {len(self.networks)} whole networks",
                 f"  measured with {where}",
                 f"  the dense network: {dense.milliseconds:.3f} ms at its fastest, median "
-                f"{dense.median:.3f}, 90th percentile {dense.p90:.3f}",
+                f"{dense.median:.3f}, 90th percentile {dense.p90:.3f}{note}",
                 f"  factors: {factors}",
             ]
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,13 @@ def test_a_table_is_saved_and_loaded(
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match="LatencyTable.load: path: expected a table"):
             LatencyTable.load(tmp_path / "bad.json")
+
+
+def test_a_busy_machine_is_named(table: LatencyTable) -> None:
+    assert "other work" not in str(table)
+    dense = replace(table.networks[0], p90=2 * table.networks[0].median)
+    busy = replace(table, networks=(dense, *table.networks[1:]))
+    assert "the machine had other work" in str(busy)
 
 
 def test_layers_that_gained_nothing_are_named(graph: ChannelGraph, table: LatencyTable) -> None:
