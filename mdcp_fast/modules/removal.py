@@ -7,6 +7,7 @@ loading all use it.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,9 +18,20 @@ from mdcp_fast.modules.layer_kinds import update_sizes
 from mdcp_fast.modules.memory_format import in_format_of, prefers_channels_last
 
 Positions = Mapping[str, Mapping[int, Tensor]]
+Kept = Callable[[Tensor, Mapping[int, Tensor]], Tensor]  # see `kept_tensor`
 
 
-def remove(model: nn.Module, kept: Positions) -> nn.Module:
+def kept_tensor(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
+    """A copy of `tensor` with only the kept positions of each dimension, in its memory format."""
+    small = tensor.detach()
+    if not dimensions:
+        return small.clone()
+    for dimension, positions in sorted(dimensions.items()):  # whole rows first: less to copy
+        small = small.index_select(dimension, positions.to(tensor.device))
+    return in_format_of(tensor, small)
+
+
+def remove(model: nn.Module, kept: Positions, make: Kept = kept_tensor) -> nn.Module:
     """Returns a copy of `model` that holds only the `kept` positions of its parameters and buffers.
 
     Training mode, requires_grad, dtype, device, memory format, hooks and shared parameters survive;
@@ -30,6 +42,8 @@ def remove(model: nn.Module, kept: Positions) -> nn.Module:
         model: The dense network; not changed.
         kept: For each parameter or buffer and each of its dimensions that loses something, int64
             positions that stay, increasing.
+        make: Makes each new tensor, of the size that stays, from the dense one and what stays along
+            each dimension that loses something.
 
     Returns:
         The smaller module, of the same class.
@@ -42,7 +56,7 @@ def remove(model: nn.Module, kept: Positions) -> nn.Module:
         tensor = tensor_of(model, name)
         _check_positions(name, tensor, wanted)
         dimensions[id(tensor)] = wanted
-    small = rebuilt(model, lambda tensor: kept_tensor(tensor, dimensions.get(id(tensor), {})))
+    small = rebuilt(model, lambda tensor: make(tensor, dimensions.get(id(tensor), {})))
     if kept:
         for path, module in small.named_modules():
             update_sizes(module, model.get_submodule(path))
@@ -64,9 +78,8 @@ def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
 
     def changed(tensor: Tensor) -> Tensor:
         new = change(tensor).detach()
-        if (new.shape, new.stride()) == (tensor.shape, tensor.stride()):
-            return new
-        if new.dim() != tensor.dim():
+        same = (new.shape, new.stride()) == (tensor.shape, tensor.stride())
+        if same or new.dim() != tensor.dim():
             return new
         return in_format_of(tensor, new, channels_last=channels_last)
 
@@ -75,21 +88,15 @@ def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(new, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = changed(buffer)
-    for module in model.modules():  # weights computed by hooks (weight_norm) cannot be deep-copied
+    for module in model.modules():
         for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
+            if type(value) in (OrderedDict, set) and not value:
+                # A module has a dozen, mostly for hooks; deepcopy is slow to find out about each.
+                memo[id(value)] = type(value)()
+            elif isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
+                # Weights computed by hooks (weight_norm) cannot be deep-copied.
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
-
-
-def kept_tensor(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
-    """A copy of `tensor` with only the kept positions of each dimension, in its memory format."""
-    small = tensor.detach()
-    if not dimensions:
-        return small.clone()
-    for dimension, positions in sorted(dimensions.items()):  # whole rows first: less to copy
-        small = small.index_select(dimension, positions.to(tensor.device))
-    return in_format_of(tensor, small)
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:
