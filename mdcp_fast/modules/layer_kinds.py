@@ -103,7 +103,8 @@ class MatrixKind(LayerKind, ABC):
     def rows(self, layer: Any, x: Tensor) -> Tensor:
         """An input or an output with each position as a row: [positions, channels]."""
         dimension = self.channel_dimension(x, layer.weight)
-        return x.movedim(dimension, -1).reshape(-1, x.shape[dimension])
+        # The copy, where there is one, goes channel by channel, which is how images lie in memory.
+        return x.movedim(dimension, 0).reshape(x.shape[dimension], -1).T
 
     @abstractmethod
     def output_shape(self, output: Tensor) -> tuple[int, ...]:

@@ -93,8 +93,9 @@ def search(
             choice, which is to do so with calibration and greedy selection (see `Method.rotate`).
             `prune` needs calibration batches for such plans, too.
         calibration: Batches of inputs (tensors, tuples of the model's arguments, dicts of named
-            ones, or (input, label) pairs; a DataLoader, a list or an iterator). An iterator is used
-            up: `prune` then needs another one.
+            ones, or (input, label) pairs; a DataLoader, a list or an iterator), or a
+            `CalibrationData` of this graph, which `prune` and other searches can use again: what it
+            says is measured once. An iterator is used up: `prune` then needs another one.
         round_to: Widths become multiples of this, for hardware that wants them. Axes that cannot
             are left whole and named in the plan.
         min_keep: The least that stays of every axis: a number of channels (int), or a fraction of

@@ -45,8 +45,9 @@ from mdcp_fast.modules.memory import PeakMemory, peak_memory
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.batch_norm import ImageMoments, image_moments, relative_statistics
 from mdcp_fast.pruning.calibration import TOGETHER, in_parts, joined_batches
-from mdcp_fast.pruning.compensation import compensate, lost_inputs
+from mdcp_fast.pruning.compensation import absorb_lost_inputs, lost_inputs
 from mdcp_fast.pruning.held_out_ridge import held_out_ridge
+from mdcp_fast.pruning.input_moments import Consumer, collect_grams
 from mdcp_fast.tracing.axes import module_of
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -108,6 +109,7 @@ def refit(
     positions: Positions,
     batches: list[Inputs],
     *,
+    consumers: Sequence[Consumer] | None = None,
     compensation: bool = True,
     recalibrate: bool = True,
 ) -> Refit:
@@ -123,11 +125,14 @@ def refit(
         positions: Kept positions by parameter and dimension.
         batches: Calibration batches (see `calibration_batches`), of which as many samples are used
             as fit into `MEMORY`.
+        consumers: What layers of the dense network read; by default it is measured on `batches`.
         compensation: Whether layers are fitted at all.
         recalibrate: Whether BatchNorm takes statistics of its new inputs (see `batch_norm`).
     """
     lost = lost_inputs(graph, positions) if compensation else set()
-    skipped = set(compensate(graph, small, positions, batches, lost)) if lost else set()
+    if lost and consumers is None:
+        consumers, _ = collect_grams(graph, batches, lost)
+    skipped = lost - absorb_lost_inputs(graph, small, positions, consumers or ())
     parts = _parts(graph, small, batches)
     if not parts:
         return Refit(skipped, lost - skipped, set())
