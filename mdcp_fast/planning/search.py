@@ -58,7 +58,7 @@ def search(
     preset: PresetName | None = None,
     evaluator: EvaluatorName | Evaluator | None = None,
     rotate: bool | None = None,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | CalibrationData | None = None,
     round_to: int = 1,
     min_keep: int | float = 0.1,
     seed: int = 0,
@@ -176,6 +176,8 @@ def _widths(
     """The widths of every run, int64 [runs, axes], their search's history, and more settings."""
     if how.uniform:
         return problem.uniform(), [torch.zeros(0)] * len(problem.limits), {}
+    if problem.largest_fit.all():  # a budget of everything: nothing to weigh up
+        return problem.uniform(), [torch.zeros(1)] * len(problem.limits), {}
     evaluator = how.evaluator
     on_table = evaluator if isinstance(evaluator, TableEvaluator) else TableEvaluator()
     losses = scorer.losses(problem.choices)

@@ -58,7 +58,10 @@ class CalibrationData:
 
     @classmethod
     def read(
-        cls, graph: ChannelGraph, batches: Iterable[Any], labelled: bool = False
+        cls,
+        graph: ChannelGraph,
+        batches: Iterable[Any] | CalibrationData,
+        labelled: bool = False,
     ) -> CalibrationData:
         """Reads what the caller of `search` or `prune` gave, once.
 
@@ -103,9 +106,7 @@ class CalibrationData:
         consumers, _ = collect_grams(self.graph, most, watched=outputs.hooks)
         others: list[Consumer] = []
         if held_out:
-            others, _ = collect_grams(
-                self.graph, held_out, like=consumers, watched=outputs.hooks
-            )
+            others, _ = collect_grams(self.graph, held_out, like=consumers, watched=outputs.hooks)
         return consumers, others, outputs.by_weight()
 
     @cached_property
@@ -131,7 +132,8 @@ class CalibrationData:
             ValueError: What a layer reads is not finite.
         """
         most, others, _ = self._seen
-        parts = {part.weight: (part, rest) for part, rest in zip(most, others) if part.samples}
+        both = zip(most, others, strict=True) if others else ()
+        parts = {part.weight: (part, rest) for part, rest in both if part.samples}
         for consumer in self.all_consumers:
             if consumer.gram is not None and not consumer.usable:
                 raise ValueError(
@@ -167,9 +169,10 @@ class CalibrationData:
         if known is None:
             other = CalibrationData(rotation.graph, self.batches, self.labels)
             most, others, _ = self._seen
-            seen = rotation.consumers(most), rotation.consumers(others), {}
-            other.__dict__["_seen"] = seen
-            other.__dict__["parts"] = self.parts
-            other.__dict__["reconstruction_errors"] = rotation.errors(self.reconstruction_errors)
+            other.__dict__ |= {  # where cached properties lie
+                "_seen": (rotation.consumers(most), rotation.consumers(others), {}),
+                "parts": self.parts,
+                "reconstruction_errors": rotation.errors(self.reconstruction_errors),
+            }
             known = self._rotated[id(rotation)] = rotation, other
         return known[1]

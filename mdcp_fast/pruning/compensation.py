@@ -70,6 +70,13 @@ def lost_inputs(graph: ChannelGraph, positions: Positions) -> set[str]:
     }
 
 
+def taking_up(graph: ChannelGraph, positions: Positions) -> set[str]:
+    """Names of the biases and running means that may take up what layers lack that lost inputs."""
+    lost = lost_inputs(graph, positions)
+    layers = [layer for layer in graph.layers.values() if layer.weight in lost]
+    return {name for one in layers for name in (one.bias, one.running_mean) if name is not None}
+
+
 @torch.no_grad()
 def compensate(
     graph: ChannelGraph,

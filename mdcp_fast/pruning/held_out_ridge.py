@@ -7,13 +7,14 @@ layer's, the correction D of its weight minimises
 
 Rows of one image are alike: of 32,768 neighbouring positions of a hundred images, a layer with a
 thousand entries learns those images. So lam is chosen by images, not by rows: it is the one of a
-short path with which a quarter of them that was held out comes nearest, in four turns, and no
+short path with which a quarter of them that was held out comes nearest, in four turns (wide layers,
+whose solves take seconds: in one, and from the middle of the path only on while that gains), and no
 correction is made where none brings them nearer. The last fit is to all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,7 +24,7 @@ from mdcp_fast.pruning.ridge import TINY, factorised
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lam, as shares of the mean square of the inputs
 FOLDS = 4  # parts of the images, each of which is held out once
-NARROW = 256  # entries of a patch, above which only one part is held out: solving takes seconds
+NARROW = 256  # entries of a patch, above which only one part is held out
 
 
 def held_out_ridge(seen: Tensor, lacking: Tensor, images: Tensor) -> Tensor:
@@ -42,16 +43,37 @@ def held_out_ridge(seen: Tensor, lacking: Tensor, images: Tensor) -> Tensor:
         torch.linalg.LinAlgError: The inputs are not finite.
     """
     rows, entries = seen.shape[1:]
-    parts = [(images % FOLDS == fold).nonzero().flatten() for fold in range(FOLDS)]
-    parts = [part for part in parts if len(part)]
+    folds = images % FOLDS
+    if entries > NARROW:  # one part, and the others together
+        folds = (folds != folds[0]).long()
+    parts = [(folds == fold).nonzero().flatten() for fold in folds.unique().tolist()]
     problem: _Problem = (_Rows if entries > rows else _Products).of(seen, lacking, parts)
     if len(parts) == 1:
         return problem.solved(RIDGES[-1])
-    gains = torch.zeros(len(RIDGES), dtype=torch.float64)
-    for held in range(len(parts) if entries <= NARROW else 1):
-        gains += torch.tensor([problem.gain(held, share) for share in RIDGES])
-    best = int(gains.argmax())
-    return problem.solved(RIDGES[best]) * float(gains[best] > 0)
+    if entries > NARROW:
+        best, gain = _uphill(lambda i: problem.gain(0, RIDGES[i]), len(RIDGES))
+    else:
+        path = [[problem.gain(held, share) for share in RIDGES] for held in range(len(parts))]
+        gains = torch.tensor(path, dtype=torch.float64).sum(0)
+        best, gain = int(gains.argmax()), float(gains.max())
+    return problem.solved(RIDGES[best]) * float(gain > 0)
+
+
+def _uphill(gain: Callable[[int], float], count: int) -> tuple[int, float]:
+    """The place of a gain that no neighbour exceeds, from the middle of a path, and that gain.
+
+    Too strong and too weak a ridge both lose, so that there is one such place; each costs a
+    factorisation.
+    """
+    best = count // 2
+    most = gain(best)
+    for step in (-1, 1):
+        found = False
+        while 0 <= best + step < count and (other := gain(best + step)) > most:
+            best, most, found = best + step, other, True
+        if found:
+            break
+    return best, most
 
 
 class _Problem(Protocol):

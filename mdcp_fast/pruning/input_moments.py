@@ -24,6 +24,7 @@ from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
 LARGEST_GRAM = 8192  # input channels; beyond that a float64 Gram matrix takes over half a gigabyte
+POSITIONS = 256  # of each sample, at most: neighbours say the same, other samples do not
 ROWS = 1 << 22  # numbers of an input that are copied at once: 16 MB in float32
 
 
@@ -65,7 +66,7 @@ class Consumer:
 
         @torch.no_grad()
         def see(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            rows = kind.rows(layer, layer_input(arguments, named))  # [samples, all channels]
+            rows = kind.rows(layer, layer_input(arguments, named), POSITIONS)
             for part in rows.split(max(1, ROWS // rows.shape[1])):
                 self._add(part, kind.groups(layer))
 

@@ -25,7 +25,7 @@ def prune(
     graph: ChannelGraph,
     plan: PruningPlan,
     *,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | CalibrationData | None = None,
     compensate: bool = True,
     recalibrate: bool = True,
     check: bool = True,

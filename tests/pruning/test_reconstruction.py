@@ -116,8 +116,8 @@ def test_one_factor_gives_the_losses_of_all_widths_of_an_order(
 ) -> None:
     own = random_errors(channels, size, groups)
     if held_out:
-        rest = random_errors(channels, size, groups, count=4)[2:]
-        own = [one._replace(fitted=one.gram, held_out=r.gram) for one, r in zip(own, rest)]
+        pairs = zip(own, random_errors(channels, size, groups, count=4)[2:], strict=True)
+        own = [one._replace(fitted=one.gram, held_out=r.gram) for one, r in pairs]
     order = torch.randperm(channels, generator=torch.Generator().manual_seed(2))
     wanted = ridge_losses(own, prefixes(order))
     torch.testing.assert_close(nested_ridge_losses(own, order), wanted, rtol=1e-9, atol=1e-12)
