@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mdcp_fast.pruning.ridge import TINY, factorised
+from mdcp_fast.pruning.ridge import TINY, factorised, gram_of
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # lam, as shares of the mean square of the inputs
 FOLDS = 4  # parts of the images, each of which is held out once
@@ -79,8 +79,8 @@ def _uphill(gain: Callable[[int], float], count: int) -> tuple[int, float]:
 class _Problem(Protocol):
     """Parts of the rows of a regression."""
 
-    def solved(self, share: float, without: int | None = None) -> Tensor:
-        """The correction from all parts but one: float64 [groups, outputs, entries]."""
+    def solved(self, share: float) -> Tensor:
+        """The correction from all parts: float64 [groups, outputs, entries]."""
         ...
 
     def gain(self, held: int, share: float) -> float:
@@ -106,7 +106,7 @@ class _Products(NamedTuple):
         grams, crosses = [], []
         for part in parts:
             left = seen[:, part]
-            grams.append((left.mT @ left).double())
+            grams.append(gram_of(left).double())
             crosses.append((left.mT @ lacking[:, part]).double())
         counts = [len(part) for part in parts]
         total = [torch.stack(one).sum(0) for one in (grams, crosses)]
@@ -127,33 +127,38 @@ class _Products(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """By products of rows, which are the smaller matrices where entries outnumber rows.
+    """By products of rows, which are the smaller matrix where entries outnumber rows.
 
     Attributes:
         seen: [groups, R, entries].
-        lacking: [groups, R, outputs].
+        lacking: float64 [groups, R, outputs].
+        gram: float64 [groups, R, R], of the rows.
         parts: int64, the rows of each part.
     """
 
     seen: Tensor
     lacking: Tensor
+    gram: Tensor
     parts: Sequence[Tensor]
 
     @classmethod
     def of(cls, seen: Tensor, lacking: Tensor, parts: Sequence[Tensor]) -> _Rows:
-        return cls(seen, lacking, parts)
+        return cls(seen, lacking.double(), gram_of(seen.mT).double(), parts)
 
-    def solved(self, share: float, without: int | None = None) -> Tensor:
-        seen, lacking = self.seen, self.lacking
-        if without is not None:
-            rest = torch.cat([part for i, part in enumerate(self.parts) if i != without])
-            seen, lacking = seen[:, rest], lacking[:, rest]
-        lam = share * seen.double().square().sum(1).mean(1).clamp_min(TINY * seen.shape[1])
-        weights = torch.cholesky_solve(lacking.double(), factorised((seen @ seen.mT).double(), lam))
-        return weights.mT @ seen.double()
+    def solved(self, share: float) -> Tensor:
+        rows = torch.cat(list(self.parts))
+        return self._weights(share, rows).mT @ self.seen[:, rows].double()
 
     def gain(self, held: int, share: float) -> float:
-        part, correction = self.parts[held], self.solved(share, held)
-        lacking = self.lacking[:, part].double()
-        left = lacking - self.seen[:, part].double() @ correction.mT
+        part = self.parts[held]
+        rest = torch.cat([rows for i, rows in enumerate(self.parts) if i != held])
+        lacking = self.lacking[:, part]
+        left = lacking - self.gram[:, part][:, :, rest] @ self._weights(share, rest)
         return float(lacking.square().sum() - left.square().sum())
+
+    def _weights(self, share: float, rows: Tensor) -> Tensor:
+        """Of some rows, whose combination the correction is: float64 [groups, rows, outputs]."""
+        gram, entries = self.gram[:, rows][:, :, rows], self.seen.shape[2]
+        squares = gram.diagonal(dim1=1, dim2=2).sum(1) / entries
+        lam = share * squares.clamp_min(TINY * len(rows))
+        return torch.cholesky_solve(self.lacking[:, rows], factorised(gram, lam))

@@ -20,6 +20,7 @@ from mdcp_fast.modules.im2col import input_columns
 from mdcp_fast.modules.layer_kinds import Layer, MatrixKind
 from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.pruning.calibration import in_parts
+from mdcp_fast.pruning.ridge import gram_of
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -81,7 +82,7 @@ class Consumer:
             self.pivot = grouped.mean(1, keepdim=True)
         grouped = grouped - self.pivot
         # What is summed before it is float64 lies about zero and is one block of `ROWS` numbers.
-        gram, total = (grouped.transpose(1, 2) @ grouped).double(), grouped.sum(1).double()
+        gram, total = gram_of(grouped).double(), grouped.sum(1).double()
         self.gram = gram if self.gram is None else self.gram + gram
         self.total = total if self.total is None else self.total + total
         self.samples += grouped.shape[1]
