@@ -15,6 +15,7 @@ from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.planning.method import PresetName
 from mdcp_fast.planning.rounding import RoundTo
 from mdcp_fast.planning.search import search
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.trace import trace
@@ -151,7 +152,7 @@ def compress(
     example = samples.take([0], model)
     with clock("trace"):
         graph = trace(model, example, ignore=ignore)
-    calibration = _calibration(learn, model)
+    calibration = CalibrationData.read(graph, _calibration(learn, model))
     with clock("search"):
         plan = search(
             graph,

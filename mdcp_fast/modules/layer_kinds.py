@@ -108,10 +108,22 @@ class MatrixKind(LayerKind, ABC):
         """The number of taps divided by how many of them an output sees."""
         return 1
 
-    def rows(self, layer: Any, x: Tensor) -> Tensor:
-        """An input or an output with each position as a row: [positions, channels]."""
+    def rows(self, layer: Any, x: Tensor, most: int | None = None) -> Tensor:
+        """An input or an output with each position as a row: [positions, channels].
+
+        Args:
+            layer: Of this kind.
+            x: What it reads or puts out.
+            most: Of each sample at most so many positions, spread over all; None for all.
+        """
         dimension = self.channel_dimension(x, layer.weight)
-        return x.movedim(dimension, -1).reshape(-1, x.shape[dimension])
+        # The copy, where there is one, goes channel by channel, which is how images lie in memory.
+        first = x.movedim(dimension, 0)  # [channels, batch, ...]
+        if most is not None and self.has_batch(layer, x):
+            first = first.flatten(2) if x.dim() > 2 else first.unsqueeze(2)
+            if first.shape[2] > most:
+                first = first.index_select(2, spread_positions(first.shape[2], most).to(x.device))
+        return first.reshape(x.shape[dimension], -1).T
 
     @abstractmethod
     def output_shape(self, output: Tensor) -> tuple[int, ...]:
@@ -346,6 +358,25 @@ LAYER_NORM, PRELU = LayerNorm(), PReLU()
 KINDS: tuple[LayerKind, ...] = (
     LINEAR, TRANSPOSED, CONVOLUTION, BATCH_NORM, INSTANCE_NORM, GROUP_NORM, LAYER_NORM, PRELU,
 )  # fmt: skip
+
+
+def spread_positions(total: int, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Indices below `total`: all, or `count` of them, one at random from each of equal parts.
+
+    At random, since a grid would see only some taps of what strides or is upsampled.
+
+    Args:
+        total, count: How many there are, and are wanted.
+        generator: Of the random numbers; by default the same indices each time.
+
+    Returns:
+        int64, increasing.
+    """
+    if total <= count:
+        return torch.arange(total)
+    generator = generator or torch.Generator().manual_seed(0)
+    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+    return ((torch.arange(count) + drawn) * (total / count)).long().clamp_max(total - 1)
 
 
 @dataclass(frozen=True)

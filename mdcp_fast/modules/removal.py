@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,6 +62,49 @@ def remove(model: nn.Module, kept: Positions, make: Kept = kept_tensor) -> nn.Mo
         for path, module in small.named_modules():
             update_sizes(module, model.get_submodule(path))
     return small
+
+
+@contextmanager
+def removed_meanwhile(
+    twin: nn.Module, dense: nn.Module, kept: Positions, changed: Collection[str] = ()
+) -> Iterator[None]:
+    """`remove` on a copy of a network itself, for a while: what is done often and must be quick.
+
+    Args:
+        twin: A copy of `dense` (see `rebuilt`); afterwards as it was.
+        dense: The dense network; not changed.
+        kept: As `remove` takes it.
+        changed: Names of tensors that lose nothing and are changed meanwhile: copies stand in.
+    """
+    wanted = {id(tensor_of(twin, name)): kept.get(name, {}) for name in (*kept, *changed)}
+    made: dict[int, Tensor] = {}
+    before = [(module, dict(vars(module))) for module in twin.modules()]
+    try:
+        for module, _ in before:
+            for kind in ("_parameters", "_buffers"):
+                own = vars(module)[kind]
+                if any(id(tensor) in wanted for tensor in own.values()):
+                    vars(module)[kind] = type(own)(
+                        (name, _replaced(tensor, wanted, made)) for name, tensor in own.items()
+                    )
+        for path, module in twin.named_modules():
+            update_sizes(module, dense.get_submodule(path))
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _replaced(tensor: Tensor | None, wanted: Mapping[int, Any], made: dict[int, Tensor]) -> Any:
+    """What stays of a tensor, the same for all its names, where it is wanted."""
+    if tensor is None or id(tensor) not in wanted:
+        return tensor
+    if id(tensor) not in made:
+        new = kept_tensor(tensor, wanted[id(tensor)])
+        is_parameter = isinstance(tensor, nn.Parameter)
+        made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if is_parameter else new
+    return made[id(tensor)]
 
 
 @torch.inference_mode(False)  # else the new parameters could not be trained

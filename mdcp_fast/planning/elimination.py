@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdcp_fast.pruning.reconstruction import ReconstructionError
+from mdcp_fast.pruning.reconstruction import ReconstructionError, nested_ridge_losses
 from mdcp_fast.pruning.ridge import damped, damping
 
 LAZY = 48  # steps whose updates are added at once, as one product of matrices
@@ -141,6 +141,10 @@ def elimination_order(
         widths 1 to `channels`: falling, and 0 at the last. It is what ridge regression from the
         kept channels leaves of the others, summed over the errors.
     """
+    if given:
+        order = torch.arange(channels)
+        fitted = [error._replace(fitted=None, held_out=None) for error in errors]
+        return order, nested_ridge_losses(fitted, order).flip(0).cummax(0).values.flip(0)
     layers = [_Shrinking(error, channels) for error in errors]
     names = torch.arange(channels)  # of the channels that the layers still hold
     stays = torch.ones(channels, dtype=torch.float64)
@@ -152,7 +156,7 @@ def elimination_order(
             for layer in layers:
                 layer.forget(held)
         cost = torch.stack([layer.costs().cpu() for layer in layers]).sum(0)
-        cheapest = left - 1 if given else int(torch.where(stays > 0, cost, torch.inf).argmin())
+        cheapest = int(torch.where(stays > 0, cost, torch.inf).argmin())
         stays[cheapest] = 0
         for layer in layers:
             layer.drop(cheapest, stays.to(layer.inverse.device))

@@ -11,7 +11,11 @@ from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.ops.kmeans import kmeans
 from mdcp_fast.planning.descriptors import Descriptors
 from mdcp_fast.planning.selection import Chooser, Clustered, Selection
-from mdcp_fast.pruning.reconstruction import ReconstructionError, ridge_losses
+from mdcp_fast.pruning.reconstruction import (
+    ReconstructionError,
+    nested_ridge_losses,
+    ridge_losses,
+)
 
 PLATEAU = 1e-3  # of an axis's largest loss: slope where losses are level, so that wider is better
 GRID = 24  # widths of an axis whose loss is computed; the others are interpolated
@@ -93,9 +97,7 @@ def held_out_losses(
         float64 [channels], falling.
     """
     channels, grid = len(order), _grid(choices)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(channels)
-    losses = ridge_losses(errors, rank < grid.unsqueeze(1))
+    losses = nested_ridge_losses(errors, order)[grid - 1]
     losses = _sloping(errors, losses, grid, channels).cummin(0).values
     return _interpolated(grid.double(), losses, channels)
 

@@ -14,7 +14,8 @@ does alone as long as they are small; so a table can say it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +29,15 @@ from mdcp_fast.modules.calls import (
     samples_in,
     tensors_in,
 )
-from mdcp_fast.modules.removal import remove
+from mdcp_fast.modules.known_start import KnownStart, answered, remembered
+from mdcp_fast.modules.removal import rebuilt, removed_meanwhile
 from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.planning.judge import logits_loss
 from mdcp_fast.planning.loss_table import PLATEAU, piecewise_linear
 from mdcp_fast.planning.selection import Chooser
-from mdcp_fast.pruning.calibration import in_parts
+from mdcp_fast.pruning.calibration import TOGETHER, in_parts
 from mdcp_fast.pruning.calibration_data import CalibrationData
-from mdcp_fast.pruning.compensation import absorb_lost_inputs
+from mdcp_fast.pruning.compensation import absorb_lost_inputs, taking_up
 from mdcp_fast.pruning.ridge import TINY
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -43,6 +45,7 @@ WIDEST = 3 / 4  # of an axis's channels, at the first of its probes
 NARROWER = 1 / 2  # of the width before, at each of the others
 WORK = 1 << 40  # multiply-accumulates of all probes together that pay for more samples
 SAMPLES = (16, 256)  # that a probe is scored on, at least and at most
+KNOWN = 1 << 27  # numbers of what runs before the cuts that are kept: 512 MB in float32
 UNSEEN = 1e-9  # differences of answers that are rounding
 WORST = 1e6  # of answers that are not finite
 
@@ -72,28 +75,95 @@ def probed_losses(
         with this axis alone at this width are from the dense ones (see `answer_difference`).
     """
     jobs = [_probed_widths(one, probes) for one in choices]
+    if not any(jobs):
+        return losses
     most, scored = calibration.parts
-    work = graph.macs * max(sum(map(len, jobs)), 1)
+    work = graph.macs * sum(map(len, jobs))
     samples = min(max(WORK // max(work, 1), SAMPLES[0]), SAMPLES[1])
-    scored = list(in_parts(_first(scored or most, samples)))
-    samples = sum(map(samples_in, scored))
-    dense = [float_outputs(graph.model, batch) for batch in scored]
-    everything = [torch.arange(axis.channels) for axis in graph.axes]
+    found = _measured(graph, jobs, choose, calibration, _first(scored or most, samples))
     values = []
     for index, widths in enumerate(jobs):
-        first, last = int(losses.offsets[index]), int(losses.offsets[index + 1])
-        found = []
-        for width in widths:
-            kept = list(everything)
-            kept[index] = choose(torch.tensor([index]), torch.tensor([width])).kept
-            positions = graph.positions([one.tolist() for one in kept])
-            small = remove(graph.model, positions)
-            absorb_lost_inputs(graph, small, positions, calibration.consumers)
-            pairs = zip(dense, (float_outputs(small, batch) for batch in scored), strict=True)
-            found.append(sum(answer_difference(one, other) for one, other in pairs))
-        differences = torch.tensor(found, dtype=torch.float64) / samples
-        values.append(_scaled(losses.values[first:last], torch.tensor(widths), differences))
+        losses_of_axis = losses.values[int(losses.offsets[index]) : int(losses.offsets[index + 1])]
+        differences = torch.tensor([found[index, one] for one in widths], dtype=torch.float64)
+        values.append(_scaled(losses_of_axis, torch.tensor(widths), differences))
     return LossTable(torch.cat(values), losses.offsets)
+
+
+class _Probe(NamedTuple):
+    """One axis, cut to one width.
+
+    Attributes:
+        job: The axis and the width.
+        positions: What stays.
+        changed: Names of other tensors that compensation may change.
+        known: Modules that run before all that.
+        begin: When they have ended.
+    """
+
+    job: tuple[int, int]
+    positions: dict[str, dict[int, Tensor]]
+    changed: set[str]
+    known: list[nn.Module]
+    begin: int
+
+
+def _measured(
+    graph: ChannelGraph,
+    jobs: Sequence[Sequence[int]],
+    choose: Chooser,
+    calibration: CalibrationData,
+    scored: Sequence[Inputs],
+) -> dict[tuple[int, int], float]:
+    """What the answers to the scored samples differ by, on average, for each axis and width."""
+    twin = rebuilt(graph.model, torch.clone)
+    start = KnownStart(twin, _first(scored, 1)[0])
+    probes = [
+        _probe(graph, start, (index, width), choose)
+        for index, widths in enumerate(jobs)
+        for width in widths
+    ]
+    # Those that begin last come first: what networks leave on their modules in one layer, for a
+    # later one to read, is then what the dense network left there.
+    probes.sort(key=lambda probe: -probe.begin)
+    remember = {module: None for probe in probes for module in probe.known}
+    numbers = max(start.numbers(remember), 1)
+    if numbers > KNOWN:
+        probes, remember, numbers = [one._replace(known=[]) for one in probes], {}, 1
+    found = dict.fromkeys((probe.job for probe in probes), 0.0)
+    together = max(1, min(TOGETHER, KNOWN // numbers))
+    for parts in _shares(list(in_parts(scored, together)), KNOWN // numbers):
+        answers = []
+        for part in parts:
+            with remembered(remember) as known:
+                answers.append((part, float_outputs(twin, part), known))
+        for probe in probes:
+            with removed_meanwhile(twin, graph.model, probe.positions, probe.changed):
+                absorb_lost_inputs(graph, twin, probe.positions, calibration.consumers)
+                for part, dense, known in answers:
+                    with answered({module: known[module] for module in probe.known}):
+                        found[probe.job] += answer_difference(dense, float_outputs(twin, part))
+    samples = sum(map(samples_in, scored))
+    return {job: total / samples for job, total in found.items()}
+
+
+def _probe(graph: ChannelGraph, start: KnownStart, job: tuple[int, int], choose: Chooser) -> _Probe:
+    kept = [torch.arange(axis.channels) for axis in graph.axes]
+    kept[job[0]] = choose(torch.tensor([job[0]]), torch.tensor([job[1]])).kept
+    positions = graph.positions([one.tolist() for one in kept])
+    changed = taking_up(graph, positions)
+    names = {*positions, *changed}
+    return _Probe(job, positions, changed, start.before(names), start.begin(names))
+
+
+def _shares(parts: Sequence[Inputs], samples: int) -> Iterator[list[Inputs]]:
+    """Parts one after the other, in lists of at most so many samples, or of one part."""
+    share: list[Inputs] = []
+    for part in parts:
+        if share and sum(map(samples_in, share)) + samples_in(part) > samples:
+            yield share
+            share = []
+        share.append(part)
+    yield share
 
 
 def answer_difference(dense: Sequence[Tensor], others: Sequence[Tensor]) -> float:

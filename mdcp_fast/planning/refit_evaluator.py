@@ -49,10 +49,11 @@ class RefitJudge(AnswerJudge):
     ) -> None:
         batches, labels = calibration.batches, calibration.labels
         sizes = [samples_in(batch) for batch in batches]
-        self._fitted = [
+        fitted = [
             _samples(batch, size, 0, size - size // HELD_OUT)
             for batch, size in zip(batches, sizes, strict=True)
         ]
+        self._fitted = CalibrationData(graph, fitted)  # measured once for all candidates
         first = [size - (size // HELD_OUT or size) for size in sizes]
         scored = [
             _samples(batch, size, at, size)

@@ -64,7 +64,7 @@ def search(
     preset: PresetName | None = None,
     evaluator: EvaluatorName | Evaluator | None = None,
     rotate: bool | None = None,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | CalibrationData | None = None,
     round_to: RoundTo = "auto",
     min_keep: int | float = 0.1,
     seed: int = 0,
@@ -103,8 +103,9 @@ def search(
             choice, which is to do so with calibration and greedy selection (see `Method.rotate`).
             `prune` needs calibration batches for such plans, too.
         calibration: Batches of inputs (tensors, tuples of the model's arguments, dicts of named
-            ones, or (input, label) pairs; a DataLoader, a list or an iterator). An iterator is used
-            up: `prune` then needs another one.
+            ones, or (input, label) pairs; a DataLoader, a list or an iterator), or a
+            `CalibrationData` of this graph, which `prune` and other searches can use again: what it
+            says is measured once. An iterator is used up: `prune` then needs another one.
         round_to: Widths become multiples of this, for hardware that wants them. Axes that cannot
             are left whole and named in the plan. "auto": multiples of 8 (for half precision on a
             GPU of 16 or, from compute capability 9.0 on, of 32) where an axis is four times as
@@ -131,7 +132,7 @@ def search(
             little memory for one candidate.
     """
     _check(graph, seed)
-    graph = _with_latency(graph, latency, latency_table)
+    traced, graph = graph, _with_latency(graph, latency, latency_table)
     wanted = {"macs": macs, "params": params, "latency": latency, **costs}
     budgets, several = parsed_budgets(
         graph, {name: one for name, one in wanted.items() if one is not None}
@@ -145,10 +146,11 @@ def search(
     limits = limits_of(graph, budgets, choices, allowed.notes)
     data, rotated = None, frozenset[int]()
     if calibration is not None:
-        data = CalibrationData.read(graph, calibration, how.evaluator.labels)
+        data = CalibrationData.read(traced, calibration, how.evaluator.labels)
         if how.rotate:
             rotation, _ = data.rotation()
-            data, graph, rotated = data.rotated(rotation), rotation.graph, frozenset(rotation.bases)
+            data, rotated = data.rotated(rotation), frozenset(rotation.bases)
+            graph = graph.with_model(rotation.graph.model)
     problem = WidthProblem(graph, limits, choices, seed)
     scorer = ChannelScorer(graph, how, data, seed, rotated)
     widths, histories, judged = _widths(problem, scorer, how, data)
@@ -212,6 +214,8 @@ def _widths(
     """The widths of every run, int64 [runs, axes], their search's history, and more settings."""
     if how.uniform:
         return problem.uniform(), [torch.zeros(0)] * len(problem.limits), {}
+    if problem.largest_fit.all():  # a budget of everything: nothing to weigh up
+        return problem.uniform(), [torch.zeros(1)] * len(problem.limits), {}
     evaluator = how.evaluator
     on_table = evaluator if isinstance(evaluator, TableEvaluator) else TableEvaluator()
     losses = scorer.losses(problem.choices)

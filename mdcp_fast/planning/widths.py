@@ -47,9 +47,16 @@ class WidthProblem:
         Args:
             widths: int64 [runs, axes].
         """
-        largest = torch.tensor([int(one[-1]) for one in self.choices])
-        fits = (self.graph.cost.evaluate(largest) <= self.limits).all(1)
-        return torch.where(fits.unsqueeze(1), largest, widths)
+        return torch.where(self.largest_fit.unsqueeze(1), self._largest, widths)
+
+    @property
+    def largest_fit(self) -> Tensor:
+        """For each run, whether the largest widths meet its limits: bool [runs]."""
+        return (self.graph.cost.evaluate(self._largest) <= self.limits).all(1)
+
+    @property
+    def _largest(self) -> Tensor:
+        return torch.tensor([int(one[-1]) for one in self.choices])
 
 
 class Widths(NamedTuple):

@@ -70,6 +70,13 @@ def lost_inputs(graph: ChannelGraph, positions: Positions) -> set[str]:
     }
 
 
+def taking_up(graph: ChannelGraph, positions: Positions) -> set[str]:
+    """Names of the biases and running means that may take up what layers lack that lost inputs."""
+    lost = lost_inputs(graph, positions)
+    layers = [layer for layer in graph.layers.values() if layer.weight in lost]
+    return {name for one in layers for name in (one.bias, one.running_mean) if name is not None}
+
+
 @torch.no_grad()
 def compensate(
     graph: ChannelGraph,
@@ -94,26 +101,29 @@ def compensate(
     wanted = lost_inputs(graph, positions)
     if weights is not None:
         wanted &= set(weights)
-    consumers, skipped = collect_grams(graph, batches, wanted)
-    skipped += [consumer.weight for consumer in consumers if not consumer.usable]
-    absorb_lost_inputs(graph, small, positions, consumers)
-    return tuple(skipped)
+    consumers, _ = collect_grams(graph, batches, wanted)
+    return tuple(sorted(wanted - absorb_lost_inputs(graph, small, positions, consumers)))
 
 
 @torch.no_grad()
 def absorb_lost_inputs(
     graph: ChannelGraph, small: nn.Module, positions: Positions, consumers: Iterable[Consumer]
-) -> None:
+) -> set[str]:
     """Compensates those of the given layers that lost inputs, in place in `small`.
 
     Args:
         graph, small, positions: As `compensate` takes them.
         consumers: What layers of the dense network read; others are left as they are.
+
+    Returns:
+        Names of the weights that were compensated.
     """
-    wanted = lost_inputs(graph, positions)
+    wanted, done = lost_inputs(graph, positions), set()
     for consumer in consumers:
-        if consumer.usable and consumer.weight in wanted:
+        if consumer.weight in wanted and consumer.usable:
             _absorb(graph, small, positions, consumer)
+            done.add(consumer.weight)
+    return done
 
 
 def _absorb(

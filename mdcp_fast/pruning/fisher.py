@@ -34,6 +34,7 @@ from mdcp_fast.tracing.graph import ChannelGraph
 # of everything still tells its layers apart.
 TEMPERATURE = 4.0
 WORK = 1 << 38  # multiply-accumulates of the forward passes after which samples are enough
+ENOUGH = 128  # samples, whatever the work
 SAMPLES = 16  # that run at a time: activations are kept for the backward pass
 
 
@@ -63,7 +64,7 @@ def output_fisher(
         for consumer in consumers
         for layer in consumer.layers
     ]
-    samples, enough = 0, max(SAMPLES, WORK // max(graph.macs, 1))
+    samples, enough = 0, min(max(SAMPLES, WORK // max(graph.macs, 1)), ENOUGH)
     with (
         forward_hooks(hooks, before=False),
         eval_mode(model),

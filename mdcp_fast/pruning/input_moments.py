@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
-from mdcp_fast.modules.hooks import forward_hooks, layer_input
+from mdcp_fast.modules.hooks import Hook, forward_hooks, layer_input
 from mdcp_fast.modules.im2col import input_columns
 from mdcp_fast.modules.layer_kinds import Layer, MatrixKind
 from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.pruning.calibration import in_parts
+from mdcp_fast.pruning.ridge import gram_of
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
 LARGEST_GRAM = 8192  # input channels; beyond that a float64 Gram matrix takes over half a gigabyte
+POSITIONS = 256  # of each sample, at most: neighbours say the same, other samples do not
 ROWS = 1 << 22  # numbers of an input that are copied at once: 16 MB in float32
 
 
@@ -65,7 +67,7 @@ class Consumer:
 
         @torch.no_grad()
         def see(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            rows = kind.rows(layer, layer_input(arguments, named))  # [samples, all channels]
+            rows = kind.rows(layer, layer_input(arguments, named), POSITIONS)
             for part in rows.split(max(1, ROWS // rows.shape[1])):
                 self._add(part, kind.groups(layer))
 
@@ -79,7 +81,8 @@ class Consumer:
         if self.pivot is None:
             self.pivot = grouped.mean(1, keepdim=True)
         grouped = grouped - self.pivot
-        gram, total = (grouped.transpose(1, 2) @ grouped).double(), grouped.double().sum(1)
+        # What is summed before it is float64 lies about zero and is one block of `ROWS` numbers.
+        gram, total = gram_of(grouped).double(), grouped.sum(1).double()
         self.gram = gram if self.gram is None else self.gram + gram
         self.total = total if self.total is None else self.total + total
         self.samples += grouped.shape[1]
@@ -108,6 +111,31 @@ class Consumer:
             samples=self.samples + other.samples,
         )
 
+    def in_basis(self, entries: Tensor, forward: Tensor) -> Consumer:
+        """The same sums after some of the inputs were changed for combinations of them.
+
+        Args:
+            entries: int64 [channels of an axis, multiplicity], where they sit among the inputs.
+            forward: float64 [channels, channels], new channels from old ones.
+        """
+        if self.gram is None:
+            return self
+        assert self.pivot is not None and self.total is not None
+        entries, forward = entries.to(self.gram.device), forward.to(self.gram.device)
+
+        def changed(inputs: Tensor, dimension: int) -> Tensor:
+            rows = inputs.double().movedim(dimension, 0).clone()
+            rows[entries] = torch.tensordot(forward, rows[entries], 1)
+            return rows.movedim(0, dimension)
+
+        gram = changed(changed(self.gram, 1), 2)
+        return replace(
+            self,
+            gram=(gram + gram.mT) / 2,
+            total=changed(self.total, 1),
+            pivot=changed(self.pivot, 2),
+        )
+
     def moments_about(self, center: Tensor) -> Tensor:
         """The Gram matrix per sample about a point.
 
@@ -134,6 +162,20 @@ class Consumer:
         if self.blocks is None:
             return positions.sort().values
         return torch.isin(self.blocks[:, 0], positions).nonzero().flatten()
+
+    def entries(self, positions: Tensor) -> Tensor:
+        """Where an axis's channels sit among those that the Gram matrix knows.
+
+        Args:
+            positions: int64 [channels, multiplicity], along the weight's dimension.
+
+        Returns:
+            int64 [channels, multiplicity], or [channels, 1] where positions count as samples.
+        """
+        if self.blocks is None:
+            return positions
+        first = {int(p): c for c, p in enumerate(self.blocks[:, 0])}
+        return torch.tensor([[first[int(p)]] for p in positions[:, 0]])
 
     def columns(self, weight: Tensor, channels: Tensor, groups: int) -> Tensor:
         """The weights that read these channels.
@@ -167,6 +209,7 @@ def collect_grams(
     batches: Iterable[Inputs],
     weights: Collection[str] | None = None,
     like: Sequence[Consumer] = (),
+    watched: Sequence[tuple[nn.Module, Hook]] = (),
 ) -> tuple[list[Consumer], list[str]]:
     """Runs the dense network on calibration batches and sums up what its layers read.
 
@@ -178,6 +221,8 @@ def collect_grams(
         weights: Names of the weights that are wanted; by default all that read an axis.
         like: Consumers of other batches, whose pivots these sums are to have, so that both can be
             added.
+        watched: Modules with hooks that are called after they run, for what else is to be seen of
+            the same pass.
 
     Returns:
         The consumers, in the order of the graph's axes, and the names of the weights that are left
@@ -193,7 +238,8 @@ def collect_grams(
         for consumer in consumers
         for layer in consumer.layers
     ]
-    with forward_hooks(hooks, before=True), eval_mode(model), preserve_buffers(model):
+    seeing = forward_hooks(hooks, before=True), forward_hooks(watched, before=False)
+    with seeing[0], seeing[1], eval_mode(model), preserve_buffers(model):
         for batch in in_parts(batches):
             call(model, batch)
     return consumers, skipped

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.precision import full_float32
-from mdcp_fast.pruning.calibration import calibration_batches, noise_batches
+from mdcp_fast.pruning.calibration import noise_batches
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.pruning.shrink import shrink_and_fit
@@ -26,7 +25,7 @@ def prune(
     graph: ChannelGraph,
     plan: PruningPlan,
     *,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | CalibrationData | None = None,
     compensate: bool = True,
     recalibrate: bool = True,
     check: bool = True,
@@ -44,7 +43,8 @@ def prune(
         graph: What `trace` returned.
         plan: What `search` returned for this graph.
         calibration: Batches of inputs (tensors, tuples of the model's arguments, dicts of named
-            ones, or (input, label) pairs; a DataLoader, a list or an iterator). Without it the
+            ones, or (input, label) pairs; a DataLoader, a list or an iterator), or the
+            `CalibrationData` that `search` had, of which what it measured is used. Without any the
             channels are merely dropped. "noise" is for where no data are at hand: layers are fitted
             on smooth random images, and BatchNorm keeps its statistics but for the mean. That
             expects inputs standardised to mean 0 and variance 1, and recovers much of what is lost
@@ -69,11 +69,11 @@ def prune(
         RuntimeError: The check failed (the message names the axes and says what to do).
     """
     _check_plan(graph, plan)
-    batches: list[Inputs] | None = None
+    data: CalibrationData | None = None
     if isinstance(calibration, str) and calibration == NOISE:
-        batches, recalibrate = noise_batches(graph), False
+        data, recalibrate = CalibrationData(graph, noise_batches(graph)), False
     elif calibration is not None:
-        batches = calibration_batches(graph, calibration)
+        data = CalibrationData.read(graph, calibration)
     if check:
         failing = failing_axes(graph, [axis.kept for axis in plan.axes])
         if failing:
@@ -81,9 +81,9 @@ def prune(
             raise RuntimeError(
                 f"prune: leave these axes whole with trace(..., ignore=...): {listed}"
             )
-    graph = _in_bases_of(plan, graph, batches)
+    graph, data = _in_bases_of(plan, graph, data)
     small, done = shrink_and_fit(
-        graph, plan.positions, batches, compensate=compensate, recalibrate=recalibrate
+        graph, plan.positions, data, compensate=compensate, recalibrate=recalibrate
     )
     _warn("these lost inputs that they could not be compensated for", done.skipped)
     _warn(
@@ -95,24 +95,24 @@ def prune(
 
 
 def _in_bases_of(
-    plan: PruningPlan, graph: ChannelGraph, batches: list[Inputs] | None
-) -> ChannelGraph:
-    """The traced network with the axes that the plan wants rotated in their bases."""
+    plan: PruningPlan, graph: ChannelGraph, data: CalibrationData | None
+) -> tuple[ChannelGraph, CalibrationData | None]:
+    """The traced network with the axes that the plan wants rotated in their bases, and its data."""
     wanted = [index for index, axis in enumerate(plan.axes) if axis.rotated]
     if not wanted:
-        return graph
+        return graph, data
     names = ", ".join(plan.axes[index].name for index in wanted[:5])
-    if batches is None:
+    if data is None:
         raise ValueError(
             f"prune: calibration: expected batches, since this plan rotates {names}, got None "
             "(search(..., rotate=False) makes plans that need none)"
         )
-    rotation, reasons = CalibrationData(graph, batches).rotation(wanted)
+    rotation, reasons = data.rotation(wanted)
     if set(rotation.bases) != set(wanted):
         missing = [plan.axes[index].name for index in wanted if index not in rotation.bases]
         listed = "; ".join(f"{name}: {reasons.get(name)}" for name in missing)
         raise ValueError(f"prune: plan: expected axes that can be rotated, got {listed}")
-    return rotation.graph
+    return rotation.graph, data.rotated(rotation)
 
 
 def _warn(text: str, names: set[str]) -> None:

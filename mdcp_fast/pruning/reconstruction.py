@@ -22,7 +22,14 @@ from mdcp_fast.modules.im2col import rows_along
 from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.pruning.folded_weights import weight_gram
 from mdcp_fast.pruning.input_moments import Consumer, absorbs_mean
-from mdcp_fast.pruning.ridge import TINY, damping, mispredicted, unpredicted
+from mdcp_fast.pruning.ridge import (
+    TINY,
+    damping,
+    mispredicted,
+    nested_mispredicted,
+    nested_unpredicted,
+    unpredicted,
+)
 from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -122,7 +129,7 @@ def _of_place(
         parts: Consumers of most of the images and of those that were held out.
     """
     scale = layer.total**0.5 * average if layer.weighted else layer.total
-    entries = _entries(layer.consumer, place).to(layer.gram.device)
+    entries = layer.consumer.entries(place.positions).flatten().to(layer.gram.device)
     matrices = [layer.gram, layer.effect / max(scale, TINY)]
     if parts is not None and parts[0].samples < AMPLE * layer.gram.shape[1]:
         centred = absorbs_mean(layer.consumer)
@@ -158,14 +165,6 @@ def _effect(graph: ChannelGraph, consumer: Consumer, fisher: Mapping[str, Tensor
     mattering = torch.einsum("gop,gptc->gotc", inner, columns)
     effect = torch.einsum("gotc,gotd->gcd", columns, mattering)
     return _Effect(consumer, gram, effect, True)
-
-
-def _entries(consumer: Consumer, place: ParameterSlice) -> Tensor:
-    """Where the axis's channels sit among those that the consumer's Gram matrix knows."""
-    if consumer.blocks is None:
-        return place.positions.flatten()
-    first = {int(p): c for c, p in enumerate(consumer.blocks[:, 0])}
-    return torch.tensor([first[int(p)] for p in place.positions[:, 0]])
 
 
 def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
@@ -224,4 +223,31 @@ def ridge_losses(errors: Sequence[ReconstructionError], kept: Tensor) -> Tensor:
                 mispredicted(error.fitted, error.held_out, effect, stays, lam * stronger)
                 for stronger in STRONGER
             )
+    return losses.clamp_min(0)
+
+
+def nested_ridge_losses(errors: Sequence[ReconstructionError], order: Tensor) -> Tensor:
+    """`ridge_losses` where the first 1, 2, ... channels of an order stay.
+
+    Args:
+        errors: Of the axis.
+        order: int64 [channels], each once.
+
+    Returns:
+        float64 [channels], at the widths from 1.
+    """
+    losses = torch.zeros(len(order), dtype=torch.float64)
+    for error in errors:
+        size, lam = error.gram.shape[1] // len(order), damping(error.gram)
+        entries = (order.unsqueeze(1) * size + torch.arange(size)).flatten().to(lam.device)
+        gram, effect, fitted, held_out = (
+            None if matrix is None else matrix[:, entries][:, :, entries] for matrix in error
+        )
+        assert gram is not None and effect is not None
+        if fitted is None or held_out is None:
+            found = nested_unpredicted(gram, effect, lam)
+        else:
+            each = [nested_mispredicted(fitted, held_out, effect, lam * one) for one in STRONGER]
+            found = torch.stack(each).amin(0)
+        losses += found[size::size].cpu()
     return losses.clamp_min(0)

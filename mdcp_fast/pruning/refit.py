@@ -39,19 +39,22 @@ from mdcp_fast.modules.calls import (
     samples_in,
 )
 from mdcp_fast.modules.hooks import forward_hooks, layer_input
-from mdcp_fast.modules.layer_kinds import Layer, batch_norms
+from mdcp_fast.modules.layer_kinds import Layer, batch_norms, spread_positions
 from mdcp_fast.modules.lockstep import Meeting, OutOfStepError, keeps_step, run_in_lockstep
 from mdcp_fast.modules.memory import PeakMemory, peak_memory
 from mdcp_fast.modules.removal import Positions, kept_tensor, tensor_of
 from mdcp_fast.pruning.batch_norm import ImageMoments, image_moments, relative_statistics
 from mdcp_fast.pruning.calibration import TOGETHER, in_parts, joined_batches
-from mdcp_fast.pruning.compensation import compensate, lost_inputs
+from mdcp_fast.pruning.compensation import absorb_lost_inputs, lost_inputs
 from mdcp_fast.pruning.held_out_ridge import held_out_ridge
+from mdcp_fast.pruning.input_moments import Consumer, collect_grams
 from mdcp_fast.tracing.axes import module_of
 from mdcp_fast.tracing.graph import ChannelGraph
 
 SAME = 1e-9  # share of the outputs' energy that is rounding: such a layer is left as it is
 ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
+AMPLE = 128  # of them for each entry of a patch: the fit to fewer is worse by a hundredth or more
+FEWEST = 4096  # that layers with few entries are fitted to
 PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
 TARGET_NUMBERS = 1 << 28  # numbers in the targets of all layers together: 1 GB in float32
 MEMORY = 4 << 30  # bytes of activations of all samples that wait for a layer to be fitted
@@ -108,6 +111,7 @@ def refit(
     positions: Positions,
     batches: list[Inputs],
     *,
+    consumers: Sequence[Consumer] | None = None,
     compensation: bool = True,
     recalibrate: bool = True,
 ) -> Refit:
@@ -123,11 +127,14 @@ def refit(
         positions: Kept positions by parameter and dimension.
         batches: Calibration batches (see `calibration_batches`), of which as many samples are used
             as fit into `MEMORY`.
+        consumers: What layers of the dense network read; by default it is measured on `batches`.
         compensation: Whether layers are fitted at all.
         recalibrate: Whether BatchNorm takes statistics of its new inputs (see `batch_norm`).
     """
     lost = lost_inputs(graph, positions) if compensation else set()
-    skipped = set(compensate(graph, small, positions, batches, lost)) if lost else set()
+    if lost and consumers is None:
+        consumers, _ = collect_grams(graph, batches, lost)
+    skipped = lost - absorb_lost_inputs(graph, small, positions, consumers or ())
     parts = _parts(graph, small, batches)
     if not parts:
         return Refit(skipped, lost - skipped, set())
@@ -180,13 +187,18 @@ def _parts(graph: ChannelGraph, small: nn.Module, batches: list[Inputs]) -> list
     most = min(PARTS, max(2, THREADS // torch.get_num_threads()))
     parts = list(in_parts([inputs], max(TOGETHER, math.ceil(samples_in(inputs) / most))))
     with eval_mode(small), preserve_buffers(small):
-        if len(parts) > 1 and keeps_step(small, parts[:2], modules):
+        if len(parts) > 1 and keeps_step(small, [map_tensors(p, _two) for p in parts[:2]], modules):
             return parts
     model = graph.model
     with eval_mode(model), preserve_buffers(model):
         running = peak_memory(model, lambda: call(model, few))
     alone = joined_batches(batches, _fitting(running, few))
     return [] if alone is None else [alone]
+
+
+def _two(tensor: Tensor) -> Tensor:
+    """Two samples, of a part all whose tensors have as many."""
+    return tensor[:2]
 
 
 def _fitting(memory: int, few: Inputs) -> int:
@@ -235,7 +247,7 @@ def _dense_pass(
     def see(path: str) -> Callable[..., None]:
         layer, kind = targets[path].layer, targets[path].layer.kind
         groups, _, entries = sizes[path]
-        count = min(most, max(1, PATCH_NUMBERS // (groups * entries)))
+        count = min(most, max(1, PATCH_NUMBERS // (groups * entries)), max(FEWEST, AMPLE * entries))
 
         def hook(
             module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any
@@ -244,12 +256,12 @@ def _dense_pass(
             target, x = targets.get(path), layer_input(arguments, named)
             if target is None:
                 return
-            if not kind.is_its_matrix(module, x, output):
+            if calls[path] == 1 and not kind.is_its_matrix(module, x, output):
                 del targets[path]
                 return
             shape = kind.output_shape(output)
             share = math.ceil(count * together / samples)
-            rows = _spread_rows(math.prod(shape), share, generator).to(output.device)
+            rows = spread_positions(math.prod(shape), share, generator).to(output.device)
             values = kind.output_rows(output, rows)
             outputs = kind.kept_outputs(module, positions.get(layer.weight, {}))
             if outputs is not None:
@@ -299,14 +311,6 @@ def _matrix_sizes(graph: ChannelGraph, small: nn.Module) -> dict[str, torch.Size
         for path, layer in graph.layers.items()
         if used[layer.weight] == 1 and module_of(layer.weight) == path
     }
-
-
-def _spread_rows(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """Indices below `total`: all, or `count` of them, one at random from each of equal parts."""
-    if total <= count:
-        return torch.arange(total)
-    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
-    return ((torch.arange(count) + drawn) * (total / count)).long().clamp_max(total - 1)
 
 
 def _fit(

@@ -13,8 +13,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mdcp_fast.modules.calls import even_parts
+
 RIDGE = 1e-3  # of the mean diagonal
+BLOCKS = 4  # of the columns of a wide Gram matrix, whose upper half is not computed
+WIDE = 512  # columns from which that is faster
 TINY = torch.finfo(torch.float32).tiny
+
+
+def gram_of(rows: Tensor) -> Tensor:
+    """Summed products of the columns of each matrix.
+
+    Args:
+        rows: [groups, R, n].
+
+    Returns:
+        [groups, n, n], of the same dtype.
+    """
+    columns = rows.shape[2]
+    if columns < WIDE:
+        return rows.mT @ rows
+    gram = rows.new_empty(rows.shape[0], columns, columns)
+    for block in even_parts(columns, BLOCKS):
+        below = rows[:, :, block].mT @ rows[:, :, : block.stop]
+        gram[:, block, : block.stop] = below
+        gram[:, : block.start, block] = below[:, :, : block.start].mT
+    return gram
 
 
 def damping(gram: Tensor) -> Tensor:
@@ -102,3 +126,38 @@ def mispredicted(
     inside = held_out[:, stays][:, :, stays] @ predict
     left = held_out[:, ~stays][:, :, ~stays] - 2 * across.mT @ predict + predict.mT @ inside
     return float((effect[:, ~stays][:, :, ~stays] * left).sum())
+
+
+def nested_unpredicted(gram: Tensor, effect: Tensor, lam: Tensor) -> Tensor:
+    """`unpredicted` where the first 0, 1, ..., n inputs stay: float64 [n + 1], from one factor.
+
+    With L L^T = G + lam I the errors of the inputs D behind the first K have the second moments
+    L_DD L_DD^T - lam I, whatever K is.
+
+    Args:
+        gram, effect, lam: As `unpredicted` takes them.
+    """
+    factor = factorised(gram, lam)
+    gained = (factor * (effect @ factor)).sum(1)  # the diagonal of L^T S L
+    return _from_the_end((gained - lam.unsqueeze(1) * effect.diagonal(dim1=1, dim2=2)).sum(0))
+
+
+def nested_mispredicted(gram: Tensor, held_out: Tensor, effect: Tensor, lam: Tensor) -> Tensor:
+    """`mispredicted` where the first 0, 1, ..., n inputs stay: float64 [n + 1], from one factor.
+
+    With L L^T = G + lam I and z = L^-1 x the errors of the inputs D behind the first K are
+    L_DD z_D, whatever K is.
+
+    Args:
+        gram, held_out, effect, lam: As `mispredicted` takes them.
+    """
+    factor = factorised(gram, lam)
+    half = torch.linalg.solve_triangular(factor, held_out, upper=False)
+    innovations = torch.linalg.solve_triangular(factor, half.mT, upper=False)  # E[z z^T]
+    products = (factor.mT @ effect @ factor) * innovations
+    return _from_the_end((2 * products.triu(1).sum(2) + products.diagonal(dim1=1, dim2=2)).sum(0))
+
+
+def _from_the_end(terms: Tensor) -> Tensor:
+    """Sums of the last n, n - 1, ..., 0 of n terms."""
+    return torch.cat([terms.flip(0).cumsum(0).flip(0), terms.new_zeros(1)])

@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, preserve_buffers
-from mdcp_fast.modules.hooks import forward_hooks
-from mdcp_fast.modules.layer_kinds import Layer, MatrixKind
+from mdcp_fast.modules.calls import call, map_tensors
+from mdcp_fast.modules.hooks import Hook
+from mdcp_fast.modules.layer_kinds import Layer
 from mdcp_fast.modules.removal import rebuilt, tensor_of
 from mdcp_fast.modules.verification import in_float64, relative_difference
+from mdcp_fast.pruning.input_moments import Consumer
 from mdcp_fast.pruning.reconstruction import ReconstructionError
 from mdcp_fast.tracing.axes import Axis, module_of
 from mdcp_fast.tracing.graph import ChannelGraph
@@ -76,6 +77,17 @@ class Rotation:
             for index, of_axis in enumerate(errors)
         ]
 
+    def consumers(self, consumers: Sequence[Consumer]) -> list[Consumer]:
+        """What layers read in the new bases."""
+        by_weight = {consumer.weight: consumer for consumer in consumers}
+        for index, basis in self.bases.items():
+            for place in self.graph.axes[index].consumers:
+                consumer = by_weight.get(place.parameter)
+                if consumer is not None:
+                    entries = consumer.entries(place.positions)
+                    by_weight[place.parameter] = consumer.in_basis(entries, basis.forward)
+        return [by_weight[consumer.weight] for consumer in consumers]
+
 
 def why_not_rotated(graph: ChannelGraph, axis: Axis) -> str | None:
     """Why an axis keeps its basis; None for a linear stream that can be rotated."""
@@ -112,11 +124,52 @@ def _is_foldable(model: nn.Module, layer: Layer) -> bool:
     return norm.weight is not None and norm.bias is not None
 
 
+class OutputCovariances:
+    """Covariances of what the layers put out that write linear streams and have a BatchNorm.
+
+    Args:
+        graph: The traced network.
+
+    Attributes:
+        hooks: Modules with hooks that are called after they run, which add up what is seen.
+    """
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self._sums: dict[str, list[Any]] = {}
+        layers = {
+            layer.path: layer
+            for axis in graph.axes
+            if why_not_rotated(graph, axis) is None
+            for layer in (graph.layers[module_of(place.parameter)] for place in axis.producers)
+            if layer.batch_norm is not None
+        }
+        self.hooks = [(graph.model.get_submodule(p), self._see(one)) for p, one in layers.items()]
+
+    def _see(self, layer: Layer) -> Hook:
+        @torch.no_grad()
+        def hook(module: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
+            rows = layer.kind.rows(module, output).float()
+            total = self._sums.setdefault(layer.weight, [0.0, 0.0, 0])
+            total[0] = total[0] + (rows.T @ rows).double()
+            total[1] = total[1] + rows.sum(0).double()
+            total[2] += len(rows)
+
+        return hook
+
+    def by_weight(self) -> dict[str, Tensor]:
+        """float64 [outputs, outputs] for the weight of each layer that ran."""
+        found = {}
+        for name, (products, total, count) in self._sums.items():
+            mean = total / count
+            found[name] = products / count - mean.outer(mean)
+        return found
+
+
 @torch.no_grad()
 def rotate_streams(
     graph: ChannelGraph,
     errors: Sequence[Sequence[ReconstructionError]],
-    batches: Sequence[Inputs],
+    covariances: Mapping[str, Tensor],
     axes: Collection[int] | None = None,
 ) -> tuple[Rotation, dict[str, str]]:
     """Gives every linear stream the basis of the directions that its readers need most.
@@ -124,7 +177,7 @@ def rotate_streams(
     Args:
         graph: The traced network; not changed.
         errors: Of every axis, from calibration batches.
-        batches: Of which the statistics of the BatchNorms behind writers come.
+        covariances: Of what writers with a BatchNorm behind them put out (see `OutputCovariances`).
         axes: Which axes are meant, by index; by default all that can be rotated.
 
     Returns:
@@ -142,7 +195,6 @@ def rotate_streams(
             bases[index] = _principal_basis(errors[index], axis.channels)
     if not bases:
         return Rotation(graph, {}), reasons
-    covariances = _output_covariances(graph, [graph.axes[i] for i in bases], batches)
     changed: dict[str, Tensor] = {}
     for index, basis in bases.items():
         _rotate(graph, graph.axes[index], basis, covariances, changed)
@@ -301,39 +353,3 @@ def _spread(
         forward = basis.forward.to(part.device)
         columns.append(((forward @ part) * forward).sum(1).clamp_min(0))
     return torch.stack(columns, 1)
-
-
-def _output_covariances(
-    graph: ChannelGraph, axes: Sequence[Axis], batches: Sequence[Inputs]
-) -> dict[str, Tensor]:
-    """Covariances of what layers with a BatchNorm right behind them put out, by weight."""
-    layers = {
-        layer.path: layer
-        for axis in axes
-        for layer in (graph.layers[module_of(place.parameter)] for place in axis.producers)
-        if layer.batch_norm is not None
-    }
-    sums: dict[str, list[Any]] = {}
-
-    def see(layer: Layer) -> Any:
-        kind: MatrixKind = layer.kind
-
-        def hook(module: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
-            rows = kind.rows(module, output).float()
-            total = sums.setdefault(layer.weight, [0.0, 0.0, 0])
-            total[0] = total[0] + (rows.T @ rows).double()
-            total[1] = total[1] + rows.double().sum(0)
-            total[2] += len(rows)
-
-        return hook
-
-    hooks = [(graph.model.get_submodule(path), see(layer)) for path, layer in layers.items()]
-    model = graph.model
-    with forward_hooks(hooks, before=False), eval_mode(model), preserve_buffers(model):
-        for batch in batches:
-            call(model, batch)
-    found = {}
-    for name, (products, total, count) in sums.items():
-        mean = total / count
-        found[name] = products / count - mean.outer(mean)
-    return found

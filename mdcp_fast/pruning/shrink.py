@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.removal import Positions, remove
 from mdcp_fast.pruning.batch_norm import recalibrate_relatively
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.refit import Refit, refit
 from mdcp_fast.tracing.graph import ChannelGraph
 
@@ -28,7 +28,7 @@ class Shrunk(NamedTuple):
 def shrink_and_fit(
     graph: ChannelGraph,
     positions: Positions,
-    batches: list[Inputs] | None,
+    calibration: CalibrationData | None,
     *,
     compensate: bool = True,
     recalibrate: bool = True,
@@ -38,7 +38,7 @@ def shrink_and_fit(
     Args:
         graph: The traced dense network; not changed.
         positions: Kept positions by parameter and dimension. Where nothing goes, nothing is fitted.
-        batches: Calibration batches (see `calibration_batches`), or None to remove only.
+        calibration: Of this graph, or None to remove only.
         compensate: Fit the layers whose inputs changed.
         recalibrate: Re-estimate the statistics of BatchNorm.
 
@@ -46,11 +46,18 @@ def shrink_and_fit(
         ValueError: A BatchNorm gets a single value per channel.
     """
     small, done = remove(graph.model, positions), Refit(set(), set(), set())
-    if batches is None or not positions:
+    if calibration is None or not positions:
         return Shrunk(small, done)
+    batches = list(calibration.batches)
     if compensate or recalibrate:
         done = refit(
-            graph, small, positions, batches, compensation=compensate, recalibrate=recalibrate
+            graph,
+            small,
+            positions,
+            batches,
+            consumers=calibration.all_consumers if compensate else (),
+            compensation=compensate,
+            recalibrate=recalibrate,
         )
     if recalibrate:
         recalibrate_relatively(graph.model, small, positions, batches, without=done.norms)

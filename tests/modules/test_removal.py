@@ -10,7 +10,13 @@ from blocks import BLOCKS, Residual, SharedWeights, Transposed, image
 from plans import random_plan
 from torch import Tensor, nn
 
-from mdcp_fast.modules.removal import kept_tensor, rebuilt, remove
+from mdcp_fast.modules.removal import (
+    kept_tensor,
+    rebuilt,
+    remove,
+    removed_meanwhile,
+    tensor_of,
+)
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.trace import trace
 
@@ -56,6 +62,33 @@ def test_dtype_survives(dtype: torch.dtype) -> None:
     assert {p.dtype for p in small.parameters()} == {dtype}
     assert small.bn.num_batches_tracked.dtype == torch.int64
     assert small(image().to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_is_removed_meanwhile_is_what_remove_leaves_and_comes_back(name: str) -> None:
+    block = BLOCKS[name]
+    model = block.make().eval()
+    graph = trace(model, block.inputs, check=False)
+    positions, twin = random_plan(graph).positions, rebuilt(model, torch.clone)
+    before = {name: value.clone() for name, value in twin.state_dict().items()}
+    shown, small = repr(twin), remove(model, positions)
+    with removed_meanwhile(twin, model, positions):
+        found = twin.state_dict()
+        assert found.keys() == small.state_dict().keys() and repr(twin) == repr(small)
+        assert all(torch.equal(found[name], value) for name, value in small.state_dict().items())
+        for lost in positions:
+            tensor_of(twin, lost).data.zero_()
+    assert repr(twin) == shown
+    assert all(torch.equal(value, before[n]) for n, value in twin.state_dict().items())
+
+
+def test_tensors_that_change_meanwhile_are_copies() -> None:
+    model = Residual()
+    twin = rebuilt(model, torch.clone)
+    with removed_meanwhile(twin, model, STEM, ["a.bias", "bn.running_mean"]):
+        twin.a.bias.data.zero_()
+        twin.stem.weight.data.zero_()
+    assert all(map(torch.equal, twin.state_dict().values(), model.state_dict().values()))
 
 
 def test_memory_format_survives() -> None:

@@ -17,6 +17,7 @@ from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.planning.latency import calibrate_latency, measure_latency, time_plans
 from mdcp_fast.planning.latency_table import LatencyTable
 from mdcp_fast.planning.search import search
+from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
@@ -141,6 +142,16 @@ def test_budgets_go_together_and_come_in_lists(graph: ChannelGraph, table: Laten
     assert several[0].to_json() == search(graph, latency=0.5, latency_table=table).to_json()
     whole = search(graph, latency=1.0, latency_table=table)
     assert all(axis.width == axis.channels for axis in whole.axes)
+
+
+def test_calibrated_searches_take_a_latency_too(graph: ChannelGraph, table: LatencyTable) -> None:
+    data = CalibrationData.read(graph, [INPUT.repeat(4, 1, 1, 1)])
+    plan = search(graph, latency=0.6, latency_table=table, calibration=data)
+    assert plan.costs["latency"] <= 0.6 * plan.dense_costs["latency"]
+    small = prune(graph, plan, calibration=data)
+    assert count_macs(small, INPUT) == plan.macs
+    again = search(graph, latency=0.6, latency_table=table, calibration=[INPUT.repeat(4, 1, 1, 1)])
+    assert again.to_json() == plan.to_json()
 
 
 def test_new_measurements_correct_a_table(

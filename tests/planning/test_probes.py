@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import samples_in
+from mdcp_fast.modules.known_start import KnownStart
 from mdcp_fast.modules.removal import remove
 from mdcp_fast.ops.evaluate_population import LossTable
 from mdcp_fast.planning.evaluators import TableEvaluator
@@ -104,6 +105,30 @@ def test_a_probe_is_the_network_with_that_axis_alone_cut_and_compensated(
         wanted = float(F.kl_div(ours, dense, reduction="batchmean", log_target=True))
         found = float(table.values[int(table.offsets[index]) + width - 1])
         assert found == pytest.approx(max(wanted, UNSEEN), rel=1e-6)
+
+
+def test_what_is_known_before_a_cut_changes_nothing(
+    graph: ChannelGraph, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = probed(graph, batches)
+    monkeypatch.setattr(KnownStart, "before", lambda self, names: [])
+    assert torch.equal(probed(graph, batches).values, found.values)
+
+
+@pytest.mark.parametrize("numbers", [1, 2000])
+def test_with_little_room_less_is_known_at_a_time(
+    graph: ChannelGraph, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch, numbers: int
+) -> None:
+    found = probed(graph, batches)
+    monkeypatch.setattr("mdcp_fast.planning.probes.KNOWN", numbers)
+    torch.testing.assert_close(probed(graph, batches).values, found.values, rtol=1e-4, atol=1e-9)
+
+
+def test_a_budget_of_everything_probes_nothing(
+    graph: ChannelGraph, batches: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdcp_fast.planning.search.probed_losses", None)
+    assert search(graph, macs=1.0, calibration=batches).positions == {}
 
 
 def test_losses_fall_to_nothing(graph: ChannelGraph, batches: list[Tensor]) -> None:

@@ -18,6 +18,7 @@ from mdcp_fast.pruning.reconstruction import (
     ReconstructionError,
     errors_from_inputs,
     errors_from_weights,
+    nested_ridge_losses,
     ridge_losses,
 )
 from mdcp_fast.tracing.graph import ChannelGraph
@@ -106,6 +107,27 @@ def test_the_order_is_nested_and_its_losses_are_the_ridge_losses(
     wanted = ridge_losses(own, prefixes(order))
     torch.testing.assert_close(losses, wanted, rtol=1e-7, atol=1e-9)
     assert (losses.diff() <= 0).all() and losses[-1] == 0
+
+
+@pytest.mark.parametrize(("channels", "size", "groups"), [(1, 1, 1), (9, 1, 1), (6, 3, 2)])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_one_factor_gives_the_losses_of_all_widths_of_an_order(
+    channels: int, size: int, groups: int, held_out: bool
+) -> None:
+    own = random_errors(channels, size, groups)
+    if held_out:
+        pairs = zip(own, random_errors(channels, size, groups, count=4)[2:], strict=True)
+        own = [one._replace(fitted=one.gram, held_out=r.gram) for one, r in pairs]
+    order = torch.randperm(channels, generator=torch.Generator().manual_seed(2))
+    wanted = ridge_losses(own, prefixes(order))
+    torch.testing.assert_close(nested_ridge_losses(own, order), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_losses_of_a_given_order_are_the_ridge_losses() -> None:
+    own = random_errors(12)
+    order, losses = elimination_order(own, 12, given=True)
+    assert torch.equal(order, torch.arange(12))
+    torch.testing.assert_close(losses, ridge_losses(own, prefixes(order)), rtol=1e-9, atol=1e-12)
 
 
 def test_each_step_drops_the_channel_that_costs_least() -> None:

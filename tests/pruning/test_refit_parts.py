@@ -29,6 +29,7 @@ def test_parts_of_the_images_are_fitted_together(
     graph: ChannelGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of each layer's inputs are used, in whatever parts they run: the same fit."""
+    monkeypatch.setattr("mdcp_fast.pruning.refit.FEWEST", 1 << 15)  # no row is left out
     x, plan, fitted = image(batch=SEEN), uniform_plan(graph, 0.5), []
     for size in (SEEN, 5):
         monkeypatch.setattr("mdcp_fast.pruning.refit.TOGETHER", size)

@@ -101,7 +101,7 @@ class Ranking:
         """Of the fitted network's answers."""
         kept = self.scorer.choose(torch.arange(len(widths)), widths).kept.split(widths.tolist())
         positions = self.graph.positions([one.tolist() for one in kept])
-        small = shrink_and_fit(self.graph, positions, self.data.batches).network.eval()
+        small = shrink_and_fit(self.graph, positions, self.data).network.eval()
         pairs = zip(self.dense, (float_outputs(small, batch) for batch in self.scored), strict=True)
         total = sum(answer_difference(one, other) for one, other in pairs)
         return total / sum(len(one[0]) for one in self.dense)
