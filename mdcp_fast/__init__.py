@@ -3,6 +3,7 @@
 from mdcp_fast.app.compress import Compressed, CompressionReport, CompressionStep, compress
 from mdcp_fast.app.datasets import load_data
 from mdcp_fast.app.models import make_model
+from mdcp_fast.deployment.export import ExportReport, export
 from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.ops.channel_statistics import channel_statistics
 from mdcp_fast.ops.crowding_distance import crowding_distance
@@ -43,6 +44,7 @@ __all__ = [
     "Descriptor",
     "Descriptors",
     "Evolution",
+    "ExportReport",
     "LatencyTable",
     "Method",
     "MimicHistory",
@@ -61,6 +63,7 @@ __all__ = [
     "differential_evolution",
     "evaluate",
     "evaluate_population",
+    "export",
     "finetune",
     "kmeans",
     "load",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +76,7 @@ def demo(
 
     Without options: a small residual network on scikit-learn's digits, in half a minute.
     """
-    try:
+    with _errors_in_one_line(traceback):
         from mdcp_fast.app.demo import run_demo
 
         run_demo(
@@ -87,6 +89,56 @@ def demo(
             weights=weights,
             device=device,
         )
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="torchvision:NAME, timm:NAME, module:function; FILE@NAME, where FILE is a pruned "
+            "NAME that mdcp_fast.save wrote; or an .onnx or .xml file.",
+        ),
+    ],
+    backends: Annotated[
+        str | None,
+        typer.Option(
+            help="With commas between: torch, torch-compile, onnxruntime, openvino, tensorrt. "
+            "Default: torch,onnxruntime,openvino, as far as they are installed."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples at a time.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that compute; default: as torch has it.")
+    ] = None,
+    input: Annotated[str, typer.Option(help="One sample's shape.")] = "3x224x224",
+    seconds: Annotated[float, typer.Option(help="How long to measure, all together.")] = 10.0,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from.")
+    ] = False,
+) -> None:
+    """Compare networks over backends on the CPU: time, size on disk, memory.
+
+    All take turns in one process. Speed-ups are against the first network in the first backend.
+    """
+    with _errors_in_one_line(traceback):
+        from mdcp_fast.app.bench import run_bench
+
+        run_bench(
+            models,
+            backends=backends,
+            batch=batch,
+            threads=threads,
+            input=input,
+            seconds=seconds,
+        )
+
+
+@contextmanager
+def _errors_in_one_line(traceback: bool) -> Iterator[None]:
+    try:
+        yield
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if traceback:
             raise

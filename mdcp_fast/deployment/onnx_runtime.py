@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mdcp_fast.deployment.onnx_bytes import onnx_bytes
@@ -53,6 +54,15 @@ class OnnxRuntime:
             session.run_with_iobinding(binding)  # which waits for the device
 
         return run_on_cuda
+
+
+def outputs(
+    source: str | os.PathLike[str] | bytes, inputs: tuple[Tensor, ...], *, threads: int = 0
+) -> list[Tensor]:
+    """What an ONNX model puts out, on the CPU. No threads: as many as ONNX Runtime likes."""
+    session = onnx_session(source, threads=threads)
+    feeds = {name: x.contiguous().numpy() for name, x in feeds_of(session, inputs).items()}
+    return [torch.as_tensor(array) for array in session.run(None, feeds)]
 
 
 def onnx_session(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mdcp_fast.deployment.onnx_bytes import onnx_bytes
@@ -46,6 +47,15 @@ class OpenVino:
             request.infer()
 
         return run
+
+
+def outputs(
+    source: str | os.PathLike[str] | bytes, inputs: tuple[Tensor, ...], *, threads: int = 0
+) -> list[Tensor]:
+    """What a network puts out. No threads: as many as OpenVINO likes."""
+    compiled = compiled_model(source, inputs, threads=threads)
+    found = compiled([x.detach().contiguous().numpy() for x in inputs])
+    return [torch.tensor(found[index]) for index in range(len(compiled.outputs))]
 
 
 def compiled_model(

@@ -29,6 +29,26 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_files(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives `path`'s place in a temporary folder, for files that belong together.
+
+    When the block ends without error all files in that folder move to where `path` is, `path`
+    itself last; after an error none does.
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        files = sorted(Path(folder).iterdir(), key=lambda file: file == temporary)
+        for file in files:
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+            file.chmod(0o666 & ~_umask())
+        for file in files:
+            os.replace(file, path.parent / file.name)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
