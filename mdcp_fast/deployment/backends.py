@@ -79,7 +79,7 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 }
 
 
-def backend(name: BackendName) -> Backend:
+def backend(name: str) -> Backend:
     """The backend of that name: "torch", "torch-compile", "onnxruntime", "openvino" or "tensorrt".
 
     Raises:

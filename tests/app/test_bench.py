@@ -94,7 +94,7 @@ def test_what_is_not_installed_is_left_out_unless_it_was_named(
 
 @pytest.mark.parametrize("noisy", [True, False])
 def test_a_noisy_machine_is_named(noisy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    timings = [Timing(2.0, 5.0 if noisy else 2.2, 9)]
+    timings = [Timing(2.0, 5.0 if noisy else 2.2, 9, 1.9)]
     monkeypatch.setattr(bench, "measure_in_turns", lambda calls, **_: timings)
     ended = run("digits-resnet", "--input", "1x8x8", "--backends", "torch", "--threads", 2)
     assert ended.exit_code == 0 and "2 threads" in ended.output

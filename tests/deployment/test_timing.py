@@ -62,7 +62,7 @@ def test_a_call_that_times_itself_is_asked() -> None:
         def milliseconds(self) -> float:
             return 4.5
 
-    assert measure_in_turns([Elsewhere()], seconds=0, rounds=2) == [Timing(4.5, 4.5, 2)]
+    assert measure_in_turns([Elsewhere()], seconds=0, rounds=2) == [Timing(4.5, 4.5, 2, 4.5)]
 
 
 @pytest.mark.parametrize(
