@@ -150,6 +150,7 @@ def test_what_layers_leave_behind_is_that_of_the_images_at_hand(
 ) -> None:
     torch.manual_seed(0)
     model = ReadsWhatIsLeft(True).eval()
+    model.head.weight.data *= 1000  # answers differ
     own = trace(model, torch.randn(1, 3, 8, 8), check=False)
     model.takes_away = takes_away
     monkeypatch.setattr("mdcp_fast.planning.probes.KNOWN", 4000)  # few images at a time
