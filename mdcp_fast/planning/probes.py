@@ -14,7 +14,8 @@ does alone as long as they are small; so a table can say it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ class _Probe(NamedTuple):
         positions: What stays.
         changed: Names of other tensors that compensation may change.
         known: Modules that run before all that.
-        begin: When they have ended.
+        begin: When the first of what changes begins; 0 where that is not known.
     """
 
     job: tuple[int, int]
@@ -115,35 +116,58 @@ def _measured(
     scored: Sequence[Inputs],
 ) -> dict[tuple[int, int], float]:
     """What the answers to the scored samples differ by, on average, for each axis and width."""
-    twin = rebuilt(graph.model, torch.clone)
-    start = KnownStart(twin, _first(scored, 1)[0])
+    twin, parts = rebuilt(graph.model, torch.clone), list(in_parts(scored))
+    few = _first(parts, 2)[0]
+    start = KnownStart(twin, few)
     probes = [
         _probe(graph, start, (index, width), choose)
         for index, widths in enumerate(jobs)
         for width in widths
     ]
-    # Those that begin last come first: what networks leave on their modules in one layer, for a
-    # later one to read, is then what the dense network left there.
-    probes.sort(key=lambda probe: -probe.begin)
+    probes = _certain(twin, probes, few)
     remember = {module: None for probe in probes for module in probe.known}
-    numbers = max(start.numbers(remember), 1)
-    if numbers > KNOWN:
-        probes, remember, numbers = [one._replace(known=[]) for one in probes], {}, 1
+    together = KNOWN * samples_in(few) // max(start.numbers(remember), 1)
+    if together < 1:
+        probes, remember = [one._replace(known=[]) for one in probes], {}
+    elif together < TOGETHER:
+        parts = list(in_parts(scored, together))
     found = dict.fromkeys((probe.job for probe in probes), 0.0)
-    together = max(1, min(TOGETHER, KNOWN // numbers))
-    for parts in _shares(list(in_parts(scored, together)), KNOWN // numbers):
-        answers = []
-        for part in parts:
-            with remembered(remember) as known:
-                answers.append((part, float_outputs(twin, part), known))
+    for part in parts:
+        with remembered(remember) as known:
+            dense = float_outputs(twin, part)
         for probe in probes:
             with removed_meanwhile(twin, graph.model, probe.positions, probe.changed):
                 absorb_lost_inputs(graph, twin, probe.positions, calibration.consumers)
-                for part, dense, known in answers:
-                    with answered({module: known[module] for module in probe.known}):
-                        found[probe.job] += answer_difference(dense, float_outputs(twin, part))
-    samples = sum(map(samples_in, scored))
+                with answered({module: known[module] for module in probe.known}):
+                    found[probe.job] += answer_difference(dense, float_outputs(twin, part))
+    samples = sum(map(samples_in, parts))
     return {job: total / samples for job, total in found.items()}
+
+
+def _certain(twin: nn.Module, probes: Sequence[_Probe], few: Inputs) -> list[_Probe]:
+    """The probes, without what is known before them where the network's answer is another with it.
+
+    So it is where a module leaves something for a later one to read, which is then of the images
+    that ran last.
+
+    Args:
+        twin: The dense network.
+        probes: All.
+        few: Some samples.
+    """
+    with remembered({module: None for probe in probes for module in probe.known}) as known:
+        dense = float_outputs(twin, few)
+    float_outputs(twin, map_tensors(few, lambda x: x.flip(0) if x.dim() else x))
+    right: dict[int, bool] = {}
+    # The last to begin comes first: what it does not run has then not seen these samples again.
+    for probe in sorted(probes, key=lambda probe: -probe.begin):
+        if probe.begin not in right:
+            with answered({module: known[module] for module in probe.known}):
+                try:
+                    right[probe.begin] = all(map(torch.equal, dense, float_outputs(twin, few)))
+                except Exception:  # what it reads was taken away again
+                    right[probe.begin] = False
+    return [one if right[one.begin] else one._replace(known=[]) for one in probes]
 
 
 def _probe(graph: ChannelGraph, start: KnownStart, job: tuple[int, int], choose: Chooser) -> _Probe:
@@ -152,18 +176,10 @@ def _probe(graph: ChannelGraph, start: KnownStart, job: tuple[int, int], choose:
     positions = graph.positions([one.tolist() for one in kept])
     changed = taking_up(graph, positions)
     names = {*positions, *changed}
+    uses = Counter(one.weight for one in graph.multiplications)
+    if any(uses[name] > 1 for name in names):  # which of them comes first, modules do not say
+        return _Probe(job, positions, changed, [], 0)
     return _Probe(job, positions, changed, start.before(names), start.begin(names))
-
-
-def _shares(parts: Sequence[Inputs], samples: int) -> Iterator[list[Inputs]]:
-    """Parts one after the other, in lists of at most so many samples, or of one part."""
-    share: list[Inputs] = []
-    for part in parts:
-        if share and sum(map(samples_in, share)) + samples_in(part) > samples:
-            yield share
-            share = []
-        share.append(part)
-    yield share
 
 
 def answer_difference(dense: Sequence[Tensor], others: Sequence[Tensor]) -> float:

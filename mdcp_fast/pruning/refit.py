@@ -54,7 +54,7 @@ from mdcp_fast.tracing.graph import ChannelGraph
 SAME = 1e-9  # share of the outputs' energy that is rounding: such a layer is left as it is
 ROWS = 1 << 15  # outputs of a layer that it is fitted to, at most
 AMPLE = 128  # of them for each entry of a patch: the fit to fewer is worse by a hundredth or more
-FEWEST = 4096  # that layers with few entries are fitted to
+FEWEST = 8192  # that layers with few entries are fitted to
 PATCH_NUMBERS = 1 << 26  # numbers in a layer's patches, at most: 256 MB in float32
 TARGET_NUMBERS = 1 << 28  # numbers in the targets of all layers together: 1 GB in float32
 MEMORY = 4 << 30  # bytes of activations of all samples that wait for a layer to be fitted

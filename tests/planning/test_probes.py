@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -113,6 +114,56 @@ def test_what_is_known_before_a_cut_changes_nothing(
     found = probed(graph, batches)
     monkeypatch.setattr(KnownStart, "before", lambda self, names: [])
     assert torch.equal(probed(graph, batches).values, found.values)
+
+
+class Leaving(nn.Conv2d):
+    """Leaves the mean of what it puts out behind."""
+
+    left: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        self.left = y.mean((1, 2, 3), keepdim=True)
+        return y
+
+
+class ReadsWhatIsLeft(nn.Module):
+    """A layer reads what an earlier one left behind, and may take it away."""
+
+    def __init__(self, takes_away: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 3), Leaving(6, 6, 3), nn.Conv2d(6, 6, 3)
+        self.last, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
+        self.takes_away = takes_away
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c(self.b(self.a(x).relu()).relu()).relu()
+        x = self.last(x * self.b.left).relu()
+        if self.takes_away:
+            self.b.left = None
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("takes_away", [False, True])
+def test_what_layers_leave_behind_is_that_of_the_images_at_hand(
+    batches: list[Tensor], monkeypatch: pytest.MonkeyPatch, takes_away: bool
+) -> None:
+    torch.manual_seed(0)
+    model = ReadsWhatIsLeft(True).eval()
+    model.head.weight.data *= 1000  # answers differ
+    own = trace(model, torch.randn(1, 3, 8, 8), check=False)
+    model.takes_away = takes_away
+    monkeypatch.setattr("mdcp_fast.planning.probes.KNOWN", 4000)  # few images at a time
+    known = list[Collection[str]]()
+    found = probed(own, batches)
+
+    def before(self: KnownStart, names: Collection[str]) -> list[nn.Module]:
+        known.append(names)
+        return []
+
+    monkeypatch.setattr(KnownStart, "before", before)
+    torch.testing.assert_close(probed(own, batches).values, found.values, rtol=1e-5, atol=1e-9)
+    assert known
 
 
 @pytest.mark.parametrize("numbers", [1, 2000])
