@@ -7,6 +7,7 @@ loading all use it.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from mdcp_fast.modules.layer_kinds import update_sizes
 
 Positions = Mapping[str, Mapping[int, Tensor]]
+Kept = Callable[[Tensor, Mapping[int, Tensor]], Tensor]  # see `kept_tensor`
 
 
-def remove(model: nn.Module, kept: Positions) -> nn.Module:
+def remove(model: nn.Module, kept: Positions, make: Kept | None = None) -> nn.Module:
     """Returns a copy of `model` that holds only the `kept` positions of its parameters and buffers.
 
     Training mode, requires_grad, dtype, device, memory format, hooks and shared parameters survive;
@@ -29,6 +31,8 @@ def remove(model: nn.Module, kept: Positions) -> nn.Module:
         model: The dense network; not changed.
         kept: For each parameter or buffer and each of its dimensions that loses something, int64
             positions that stay, increasing.
+        make: Makes each new tensor, of the size that stays, from the dense one and what stays along
+            each dimension that loses something; by default a copy.
 
     Returns:
         The smaller module, of the same class.
@@ -41,7 +45,8 @@ def remove(model: nn.Module, kept: Positions) -> nn.Module:
         tensor = tensor_of(model, name)
         _check_positions(name, tensor, wanted)
         dimensions[id(tensor)] = wanted
-    small = rebuilt(model, lambda tensor: kept_tensor(tensor, dimensions.get(id(tensor), {})))
+    make = make or kept_tensor
+    small = rebuilt(model, lambda tensor: make(tensor, dimensions.get(id(tensor), {})))
     if kept:
         for path, module in small.named_modules():
             update_sizes(module, model.get_submodule(path))
@@ -62,9 +67,13 @@ def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(new, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = change(buffer).detach()
-    for module in model.modules():  # weights computed by hooks (weight_norm) cannot be deep-copied
+    for module in model.modules():
         for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
+            if type(value) in (OrderedDict, set) and not value:
+                # A module has a dozen, mostly for hooks; deepcopy is slow to find out about each.
+                memo[id(value)] = type(value)()
+            elif isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
+                # Weights computed by hooks (weight_norm) cannot be deep-copied.
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
 

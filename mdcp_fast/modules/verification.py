@@ -6,26 +6,24 @@ from every place it should be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, call, map_tensors, tensors_in
-from mdcp_fast.modules.removal import Positions, rebuilt, remove, tensor_of
+from mdcp_fast.modules.removal import Kept, Positions, kept_tensor, rebuilt, remove, tensor_of
 
 TOLERANCE = 1e-10  # largest difference, relative to the largest output, of a right removal
 CORNER = 64  # pixels; what halves its images five times, as most networks do, keeps two
 NOISE = 1_000_003  # a prime, so that no two rows of a weight repeat the same noise
 
 
-Fresh = Callable[[Tensor], Tensor]  # makes a tensor's copy in double precision
-
-
 def scrambled(model: nn.Module) -> nn.Module:
     """A copy in float64 and evaluation mode with random weights: see `scrambling`."""
-    return rebuilt(model, scrambling()).eval()
+    return remove(model, {}, scrambling()).eval()
 
 
 def in_float64(tensor: Tensor) -> Tensor:
@@ -36,7 +34,12 @@ def in_float64(tensor: Tensor) -> Tensor:
     return tensor.detach().to(dtype, copy=True)
 
 
-def scrambling() -> Fresh:
+def kept_in_float64(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
+    """What is kept of a tensor, in double precision."""
+    return in_float64(kept_tensor(tensor, dimensions) if dimensions else tensor)
+
+
+def scrambling() -> Kept:
     """Makes random weights of each tensor under which every channel matters to the outputs.
 
     Whether removing equals zeroing is a matter of structure. Untrained or badly scaled weights
@@ -46,27 +49,33 @@ def scrambling() -> Fresh:
     noise = torch.randn(NOISE, generator=generator, dtype=torch.float64)
     at = 0
 
-    def fresh(tensor: Tensor) -> Tensor:
+    def fresh(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
         nonlocal at
         is_weight = isinstance(tensor, nn.Parameter) or tensor.dim() == 1
         if not (is_weight and tensor.is_floating_point()):
-            return in_float64(tensor)
-        flat = torch.empty(tensor.numel(), dtype=torch.float64)
-        scale = (2 / max(tensor[0].numel(), 1)) ** 0.5 if tensor.dim() >= 2 else 1.0
+            return kept_in_float64(tensor, dimensions)
+        shape = [
+            len(dimensions[dimension]) if dimension in dimensions else size
+            for dimension, size in enumerate(tensor.shape)
+        ]
+        flat = torch.empty(math.prod(shape), dtype=torch.float64)
+        scale = (2 / max(math.prod(shape[1:]), 1)) ** 0.5 if len(shape) >= 2 else 1.0
         done = 0
         while done < len(flat):
             count = min(NOISE - at, len(flat) - done)
             torch.mul(noise[at : at + count], scale, out=flat[done : done + count])
             done, at = done + count, (at + count) % NOISE
-        values = flat.view(tensor.shape).to(tensor.device)
-        if tensor.dim() >= 2:
+        values = flat.view(shape).to(tensor.device)
+        if len(shape) >= 2:
             return values
         return values.clamp_(-2, 2).mul_(0.2).add_(1)  # scales stay positive, shifts are not zero
 
     return fresh
 
 
-def zeroed(model: nn.Module, small: nn.Module, kept: Positions, fresh: Fresh) -> nn.Module:
+def zeroed(
+    model: nn.Module, small: nn.Module, kept: Positions, fresh: Callable[[Tensor], Tensor]
+) -> nn.Module:
     """A copy of the dense network, in evaluation mode, with zeros for what `small` has lost.
 
     Statistics of a zeroed channel do not matter: its normalisation multiplies by zero. So buffers
@@ -142,17 +151,18 @@ def difference(
     Raises:
         Exception: Whatever the pruned network raises when its sizes do not fit.
     """
-    fresh = scrambling() if scramble else in_float64
+    fresh = scrambling() if scramble else kept_in_float64
     inputs = map_tensors(inputs, in_float64)
-    small = rebuilt(remove(model, kept), fresh).eval()
-    full = zeroed(model, small, kept, fresh)  # before `small` runs, which may write to its buffers
+    small = remove(model, kept, fresh).eval()
+    # Before `small` runs, which may write to its buffers.
+    full = zeroed(model, small, kept, lambda tensor: fresh(tensor, {}))
     return relative_difference(call(small, inputs), call(full, inputs))
 
 
 @torch.no_grad()
 def runs(model: nn.Module, kept: Positions, inputs: Inputs) -> None:
     """Runs the pruned network, and raises whatever it raises when its sizes do not fit."""
-    call(rebuilt(remove(model, kept), in_float64).eval(), map_tensors(inputs, in_float64))
+    call(remove(model, kept, kept_in_float64).eval(), map_tensors(inputs, in_float64))
 
 
 @torch.no_grad()
@@ -165,8 +175,11 @@ def fits(model: nn.Module, kept: Positions, inputs: Inputs) -> bool:
     def sizes(tensor: Tensor) -> Tensor:
         return tensor.to("meta")
 
+    def kept_sizes(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
+        return kept_tensor(sizes(tensor), dimensions)
+
     try:
-        call(remove(rebuilt(model, sizes), kept).eval(), map_tensors(inputs, sizes))
+        call(remove(model, kept, kept_sizes).eval(), map_tensors(inputs, sizes))
     except Exception:  # whatever the user's forward raises
         return False
     return True

@@ -142,6 +142,20 @@ def test_weights_made_by_hooks_can_be_copied() -> None:
     assert torch.equal(copied(image()), model(image()))
 
 
+def test_a_copy_has_hooks_of_its_own() -> None:
+    """Also where the module had none, whose empty containers are not deep-copied."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    copied = rebuilt(model, torch.clone)
+    calls: list[nn.Module] = []
+    copied[0].register_forward_hook(lambda module, *_: calls.append(module))
+    copied[1].register_buffer("late", torch.ones(1), persistent=False)
+    model(image())
+    assert not calls and list(model.buffers()) == [] and "1.late" not in copied.state_dict()
+    model[1].register_buffer("late", torch.ones(1))
+    copied(image())
+    assert calls == [copied[0]] and "1.late" in model.state_dict()
+
+
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
