@@ -40,9 +40,9 @@ def trace(
         allow_inexact: Also prune channels that a LayerNorm, a GroupNorm or a softmax mixes. There
             removing a channel is not the same as zeroing it: the statistics of the others change.
         check: Prune half of every axis on a copy and compare it, in float64, with the same network
-            with those channels zeroed; of large example images on a corner, where the network takes
-            one (`prune` compares the plan on the whole of them). An axis that fails (sizes written
-            into a `view`, say) is left whole, with the reason.
+            with those channels zeroed; where that takes many MACs, on a corner of the example
+            images, if the network takes one (`prune` compares the plan on the whole of them). An
+            axis that fails (sizes written into a `view`, say) is left whole, with the reason.
 
     Returns:
         The graph. `print` it before pruning anything. A network with nothing to prune gives a graph

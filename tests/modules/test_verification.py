@@ -19,8 +19,10 @@ from mdcp_fast.modules.verification import (
     in_float64,
     relative_difference,
     scrambled,
+    scrambling,
     zeroed,
 )
+from mdcp_fast.tracing import check
 from mdcp_fast.tracing.trace import trace
 
 
@@ -66,10 +68,31 @@ class LargeImages(nn.Module):
         return self.head(x.view(len(x), 6, -1).mean(2) if x.shape[-1] > 64 else x.mean((2, 3)))
 
 
-def test_sizes_are_tried_on_the_whole_of_the_images() -> None:
+@pytest.mark.parametrize("few", [check.FEW_MACS, 0])
+def test_sizes_are_tried_on_the_whole_of_the_images(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "FEW_MACS", few)
     graph = trace(LargeImages(), image(size=80, batch=1))
     assert [axis.name for axis in graph.axes] == ["a"]
     assert "does not run" in next(one.reason for one in graph.fixed if one.name == "b")
+
+
+def test_a_corner_is_enough_only_where_the_whole_takes_many_macs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+
+    def noted(*args: object, **options: bool) -> float:
+        sizes.append(args[2][0].shape[-1])  # type: ignore[index]
+        return difference(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(check, "difference", noted)
+    for few, expected in [(check.FEW_MACS, [80]), (0, [64])]:
+        monkeypatch.setattr(check, "FEW_MACS", few)
+        sizes.clear()
+        assert trace(Residual(), image(size=80, batch=1)).axes
+        assert sizes == expected
 
 
 def test_corners_are_cut_of_large_images_that_have_something_there() -> None:
@@ -78,6 +101,25 @@ def test_corners_are_cut_of_large_images_that_have_something_there() -> None:
     assert cut is not None and torch.equal(cut[0], large[..., :64, :64])
     assert cut[1] is small and cut[2] == 3
     assert cropped({"x": small, "y": torch.zeros(2, 3, 80, 80), "z": torch.zeros(2, 90)}) is None
+
+
+class MeanOnLargeImages(nn.Module):
+    """Averages over channels, where only large images come: pruned, it runs and is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.a(x))
+        return self.head(a) / (a.shape[1] if x.shape[-1] > 64 else 8)
+
+
+def test_what_is_wrong_on_the_whole_of_the_images_shows() -> None:
+    """Sizes fit there and a corner is right, but where it takes few MACs all is compared."""
+    graph = trace(MeanOnLargeImages(), image(size=80, batch=1))
+    assert not graph.axes
+    assert "differs from the zeroed one" in next(o.reason for o in graph.fixed if o.name == "a")
 
 
 @dataclass
@@ -103,6 +145,16 @@ def test_scrambled_weights_let_every_channel_matter() -> None:
     again = scrambled(model)
     pairs = zip(double.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_scrambled_weights_are_made_for_what_is_kept() -> None:
+    """In one step they are those of the smaller network."""
+    graph = trace(DenseConcatenation(), image(), check=False)
+    kept = graph.positions([range(0, axis.channels, 2) for axis in graph.axes])
+    at_once = remove(graph.model, kept, scrambling()).state_dict()
+    after = scrambled(remove(graph.model, kept)).state_dict()
+    assert at_once.keys() == after.keys()
+    assert all(torch.equal(at_once[name], tensor) for name, tensor in after.items())
 
 
 def test_a_zeroed_copy_leaves_the_model() -> None:
