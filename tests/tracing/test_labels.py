@@ -69,6 +69,40 @@ def test_merged_labels_share_a_root_and_a_reason() -> None:
     assert len(resolved.roots[a].unique()) == 4
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_are_those_of_merging_one_by_one(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    classes, count = Classes(), 200
+    own = classes.fresh(count)
+    expected = list(range(count + 1))  # the smallest label of each one's class
+    for _ in range(8):
+        left, right = (own[torch.randint(count, (15,), generator=generator)] for _ in range(2))
+        classes.merge(left, right, "")
+        for a, b in zip(left.tolist(), right.tolist(), strict=True):
+            ends = {expected[a], expected[b]}
+            expected = [min(ends) if label in ends else label for label in expected]
+        assert classes.resolve().roots.tolist() == expected
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_chain_merged_at_once_is_one_class(step: int) -> None:
+    classes = Classes()
+    chain = classes.fresh(100)[torch.arange(100) * step]
+    classes.merge(chain[:-1], chain[1:], "")
+    assert classes.resolve().roots.unique().tolist() == [0, 1]
+    assert classes.roots(torch.tensor([[7, 0]])).tolist() == [[1, 0]]
+
+
+def test_the_first_reason_of_a_class_counts() -> None:
+    classes = Classes()
+    a, b = classes.fresh(2), classes.fresh(2)
+    classes.fix(b[1:], "first")
+    classes.fix(a, "second")
+    classes.merge(a, b, "")
+    assert classes.resolve().fixed == {int(a[0]): "second", int(a[1]): "first"}
+    assert classes.resolve().bent == {}
+
+
 def test_meeting_no_channel_fixes() -> None:
     classes = Classes()
     a = classes.fresh(3)

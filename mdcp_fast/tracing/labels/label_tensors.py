@@ -59,11 +59,6 @@ def settled(labels: Tensor, shape: Sequence[int]) -> Tensor:
     return compact(labels).expand(tuple(shape))
 
 
-def distinct(labels: Tensor) -> list[int]:
-    """The labels that occur, 0 left out."""
-    return [label for label in torch.unique(compact(labels)).tolist() if label]
-
-
 def reshaped(labels: Tensor, target: Sequence[int]) -> Tensor:
     """`labels.reshape(target)`, leaving alone the dimensions that both shapes begin or end with.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mdcp_fast.tracing.labels.label_tensors import compact, distinct
+from mdcp_fast.tracing.labels.label_tensors import compact
 
 
 @dataclass
@@ -27,72 +27,81 @@ class Resolved:
     bent: dict[int, str]
 
 
+Notes = list[tuple[Tensor, str]]  # labels, int64 [any], and what was noted of all of them
+
+
 @dataclass
 class Classes:
     """Classes of labels that were merged. Label 0 is in none; what meets it is fixed."""
 
-    parent: list[int] = field(default_factory=lambda: [0])
-    fixed: dict[int, str] = field(default_factory=dict)
-    mixed: dict[int, str] = field(default_factory=dict)
-    bent: dict[int, str] = field(default_factory=dict)
+    parent: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
+    fixed: Notes = field(default_factory=list)
+    mixed: Notes = field(default_factory=list)
+    bent: Notes = field(default_factory=list)
 
     def fresh(self, count: int) -> Tensor:
         """New labels, each a class of its own: int64 [count]."""
-        start = len(self.parent)
-        self.parent.extend(range(start, start + count))
-        return torch.arange(start, start + count)
-
-    def find(self, label: int) -> int:
-        """The root of a label's class: its smallest label."""
-        parent = self.parent
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
+        labels = torch.arange(len(self.parent), len(self.parent) + count)
+        self.parent = torch.cat([self.parent, labels])
+        return labels
 
     def merge(self, left: Tensor, right: Tensor, reason: str) -> None:
         """Merges two label tensors place by place; a label that meets 0 is fixed for `reason`."""
         left, right = torch.broadcast_tensors(compact(left), compact(right))
-        pairs = torch.stack([left.reshape(-1), right.reshape(-1)], 1)
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-        if pairs.shape[0] > 64:
-            pairs = torch.unique(pairs, dim=0)
-        for a, b in pairs.tolist():
-            if a and b:
-                a, b = self.find(a), self.find(b)
-                self.parent[max(a, b)] = min(a, b)
-            else:
-                self.fixed.setdefault(a or b, reason)
+        differ = left != right
+        left, right = left[differ], right[differ]
+        meets = torch.minimum(left, right) == 0
+        if meets.any():
+            self.fixed.append((torch.maximum(left, right)[meets], reason))
+            left, right = left[~meets], right[~meets]
+        while left.numel():  # those whose roots differ
+            one, other = self.roots(left), self.roots(right)
+            self.parent[left], self.parent[right] = one, other  # keeps the ways to the roots short
+            differ = one != other
+            left, right = one[differ], other[differ]
+            larger, smaller = torch.maximum(left, right), torch.minimum(left, right)
+            # A root that meets several others goes to the smallest of them, next time to the rest.
+            self.parent.scatter_reduce_(0, larger, smaller, "amin")
 
     def fix(self, labels: Tensor, reason: str) -> None:
         """These channels must stay."""
-        for label in distinct(labels):
-            self.fixed.setdefault(label, reason)
+        self.fixed.append((compact(labels), reason))
 
     def mix(self, labels: Tensor, reason: str) -> None:
         """Removing one of these channels changes what the others compute."""
-        for label in distinct(labels):
-            self.mixed.setdefault(label, reason)
+        self.mixed.append((compact(labels), reason))
 
     def bend(self, labels: Tensor, reason: str) -> None:
         """Something tells these channels apart, or is not linear in them."""
-        for label in distinct(labels):
-            self.bent.setdefault(label, reason)
+        self.bent.append((compact(labels), reason))
 
     def roots(self, labels: Tensor) -> Tensor:
-        """The root of every entry of `labels`."""
-        present, where = torch.unique(labels, return_inverse=True)
-        return torch.tensor([self.find(label) for label in present.tolist()])[where]
+        """The root of every entry of `labels`, of the same shape: its class's smallest label."""
+        roots = self.parent[labels]
+        while not torch.equal(roots, above := self.parent[roots]):
+            roots = above
+        return roots
 
     def resolve(self) -> Resolved:
         """The classes as they stand."""
-        roots = [self.find(label) for label in range(len(self.parent))]
+        roots = self.roots(torch.arange(len(self.parent)))
+        by = [_first_reasons(roots, notes) for notes in (self.fixed, self.mixed, self.bent)]
+        return Resolved(roots, *by)
 
-        def by_root(reasons: dict[int, str]) -> dict[int, str]:
-            first: dict[int, str] = {}
-            for label, reason in reasons.items():
-                first.setdefault(roots[label], reason)
-            return first
 
-        by = [by_root(reasons) for reasons in (self.fixed, self.mixed, self.bent)]
-        return Resolved(torch.tensor(roots), *by)
+def _first_reasons(roots: Tensor, notes: Notes) -> dict[int, str]:
+    """What was noted first of each class, by root.
+
+    Args:
+        roots: int64 [labels], the class of every label.
+        notes: In the order in which they were made.
+    """
+    first: dict[int, str] = {}
+    known = torch.zeros(len(roots), dtype=torch.bool)
+    known[0] = True  # no channel
+    for labels, reason in notes:
+        found = roots[labels]
+        new = found[~known[found]]
+        known[new] = True
+        first |= dict.fromkeys(new.tolist(), reason)
+    return first
