@@ -25,7 +25,7 @@ from mdcp_fast.tracing.axes import ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
 LARGEST_GRAM = 8192  # input channels; beyond that a float64 Gram matrix takes over half a gigabyte
-POSITIONS = 256  # of each sample, at most: neighbours say the same, other samples do not
+POSITIONS = 3136  # of each sample, at most: those of 56 x 56
 ROWS = 1 << 22  # numbers of an input that are copied at once: 16 MB in float32
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import mdcp_fast
 from mdcp_fast.pruning import calibration_data
 from mdcp_fast.pruning.calibration_data import CalibrationData
-from mdcp_fast.pruning.input_moments import POSITIONS, collect_grams
+from mdcp_fast.pruning.input_moments import collect_grams
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 
@@ -153,14 +153,15 @@ def test_blocks_of_float32_are_as_good_as_float64() -> None:
 
 
 @torch.no_grad()
-def test_of_large_images_positions_are_drawn() -> None:
+def test_of_large_images_positions_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    monkeypatch.setattr("mdcp_fast.pruning.input_moments.POSITIONS", 256)
     x = torch.randn(40, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     graph = trace(model, x[:1])
 
     one, again = (collect_grams(graph, [(x,)])[0][0] for _ in range(2))
     drawn = one.moments(True)[0]
-    assert one.samples == 40 * POSITIONS < 40 * 1600
+    assert one.samples == 40 * 256 < 40 * 1600
     assert torch.equal(drawn, again.moments(True)[0])
     rows = model[:2](x).movedim(1, -1).flatten(0, -2).double()
     wanted = torch.cov(rows.T, correction=0)
