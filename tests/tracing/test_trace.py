@@ -18,7 +18,7 @@ from mdcp_fast.planning.method import Method
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.axes import Axis, ParameterSlice
-from mdcp_fast.tracing.cost import COSTS, cost_model
+from mdcp_fast.tracing.cost import COSTS, cost_model, position_counts
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
 
@@ -242,8 +242,10 @@ def test_a_cost_that_is_no_whole_number_is_named(
 def test_a_parameter_pruned_along_three_dimensions_is_named() -> None:
     along = [ParameterSlice("w", d, torch.arange(4).view(-1, 1), "output") for d in range(3)]
     axes = [Axis(f"axis{place.dimension}", 4, (place,)) for place in along]
+    parameters = {"w": torch.zeros(4, 4, 4)}
+    counts = position_counts(parameters, axes)
     with pytest.raises(ValueError, match="two dimensions of w at most, .* got dimensions 0, 1, 2"):
-        cost_model({"w": torch.zeros(4, 4, 4)}, axes, {"params": {"w": 1}}, {"params": 0})
+        cost_model(parameters, counts, {"params": {"w": 1}}, {"params": 0})
 
 
 class FixedFilter(nn.Module):
