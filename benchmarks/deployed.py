@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from readme import write_between
 from records import Records, environment
 from torch import Tensor, nn
 
@@ -46,6 +47,7 @@ SIZE = 224
 HALF = 0.5
 CORRECTIONS = 2
 SEARCHED = "latency"
+MARKS = ("<!-- deployed: written by benchmarks/deployed.py report -->", "<!-- end of deployed -->")
 
 
 def network(name: str) -> nn.Module:
@@ -150,9 +152,10 @@ def report(arguments: argparse.Namespace) -> None:
         *("- " + ", ".join(f"{k} {v}" for k, v in one.items()) for one in records.environments),
         "",
     ]
+    tables = []
     for where in dict.fromkeys(one["backend"] for one in records.records):
-        lines += [
-            f"## {where}",
+        tables += [
+            f"{where}:",
             "",
             "| network | dense, ms | any widths | default | torch-pruning, round_to=8 | "
             "half of the latency | its MACs | prediction errors, median, 90 % |",
@@ -168,13 +171,15 @@ def report(arguments: argparse.Namespace) -> None:
             ]
             share = one[SEARCHED]["milliseconds"] / dense
             errors = sorted(map(abs, one["errors"]))
-            lines.append(
+            tables.append(
                 f"| {one['network']} | {dense:.2f} | {' | '.join(speeds)} | {share:.1%} | "
                 f"{one[SEARCHED]['macs']:.1%} | {statistics.median(errors):.1%}, "
                 f"{errors[int(0.9 * (len(errors) - 1))]:.1%} |"
             )
-        lines.append("")
-    arguments.results.with_suffix(".md").write_text("\n".join(lines))
+        tables.append("")
+    arguments.results.with_suffix(".md").write_text("\n".join(lines + tables))
+    if arguments.results == RESULTS:
+        write_between(ROOT / "README.md", MARKS, "\n".join(tables).strip())
 
 
 def main() -> None:

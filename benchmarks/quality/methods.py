@@ -65,7 +65,8 @@ def searched(method: Search, *, calibrated: bool) -> Planner:
 
     def plans(subject: Subject, budgets: list[float], seed: int) -> Iterable[PruningPlan]:
         batches = subject.calibration if calibrated else None
-        return search(subject.graph, macs=budgets, method=method, calibration=batches, seed=seed)
+        options = {"method": method, "calibration": batches, "round_to": 1}
+        return search(subject.graph, macs=budgets, seed=seed, **options)
 
     return plans
 
@@ -73,7 +74,7 @@ def searched(method: Search, *, calibrated: bool) -> Planner:
 def random_in_cluster(subject: Subject, budgets: list[float], seed: int) -> Iterable[PruningPlan]:
     """The paper's method, but any channels of a cluster stay."""
     method = replace(Search.paper(), selection=RandomInCluster(seed))
-    return search(subject.graph, macs=budgets, method=method, seed=seed)
+    return search(subject.graph, macs=budgets, method=method, round_to=1, seed=seed)
 
 
 def without_number(number: int) -> Planner:
@@ -90,7 +91,7 @@ def without_number(number: int) -> Planner:
         points = described.points.clone()
         points[:, number::3] = 0  # of every layer that writes the axis
         method = replace(Search.paper(), descriptor=described._replace(points=points))
-        return search(graph, macs=budgets, method=method, seed=seed)
+        return search(graph, macs=budgets, method=method, round_to=1, seed=seed)
 
     return plans
 

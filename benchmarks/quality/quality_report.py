@@ -140,7 +140,8 @@ def _preamble(records: Records) -> str:
         "`mdcp_fast.count_macs` for all methods. All layers that hang together are pruned, "
         "residual streams included, by all methods; only the classes stay. Rivals are "
         "torch-pruning's criteria with its default options: *global* ranks all channels together, "
-        "*uniform* takes the same share of each group; the share is found by bisection. *taylor* "
+        "*uniform* takes the same share of each group; the share is found by bisection. All may "
+        "choose any width (ours: `round_to=1`). *taylor* "
         "reads the labels of the 1,000 images, everything else before fine-tuning none. "
         "a ± b: mean and half the range over three seeds. Bold: the best of a column "
         "(ablations apart).",

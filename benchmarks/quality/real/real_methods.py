@@ -51,8 +51,9 @@ class RealMethod:
 
 
 def default(given: Given, budgets: list[float], seed: int) -> Iterable[PruningPlan]:
-    """What `search` finds if it is asked nothing special."""
-    return search(given.graph, macs=budgets, calibration=given.calibration, seed=seed)
+    """What `search` finds if any widths are allowed, as rivals' options have it."""
+    calibration = given.calibration
+    return search(given.graph, macs=budgets, calibration=calibration, round_to=1, seed=seed)
 
 
 UNTOUCHED = (DROPPED, REESTIMATED, FITTED)

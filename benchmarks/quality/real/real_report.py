@@ -125,7 +125,7 @@ def _preamble(records: Records) -> str:
         "calibrated on) that were given ImageNet's classes by hand as a check. Budgets are shares "
         "of the dense network's MACs. Rivals are torch-pruning's criteria with its default "
         "options: *global* ranks all channels together, *uniform* takes the same share of each "
-        "group. What is measured after:",
+        "group. All may choose any width (ours: `round_to=1`). What is measured after:",
         "",
         *(f"- *{name}*: {text};" for name, text in EXPLAINED.items()),
         "",
