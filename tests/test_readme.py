@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from timed import time_by_macs
 from torch.utils.data import TensorDataset
-
-import mdcp_fast.planning.latency
-from mdcp_fast.modules.calls import count_macs
 
 README = Path(__file__).parent.parent / "README.md"
 SMALLER = {
@@ -20,30 +17,6 @@ SMALLER = {
     "224, 224": "64, 64",
     "epochs=30": "epochs=1, progress=False",
 }
-QUICKER = {
-    "threads=1": "threads=1, networks=2, seconds=0",
-    "table, plan)  #": "table, plan, seconds=0)  #",
-}
-
-
-class ByMacs:
-    """A backend on which a network takes a millisecond for a million MACs."""
-
-    def prepare(self, model: nn.Module, inputs: tuple[Tensor, ...], *, threads: int) -> Known:
-        return Known(count_macs(model, inputs) / 1e6)
-
-
-class Known:
-    """A call that knows how long it takes."""
-
-    def __init__(self, time: float) -> None:
-        self.time = time
-
-    def __call__(self) -> None:
-        pass
-
-    def milliseconds(self) -> float:
-        return self.time
 
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,10 +37,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     dense = sum(parameter.numel() for parameter in names["model"].parameters())
     assert sum(parameter.numel() for parameter in names["small"].parameters()) < dense
 
-    monkeypatch.setattr(mdcp_fast.planning.latency, "backend", lambda name: ByMacs())
-    for full, quick in QUICKER.items():
-        assert full in latency
-        latency = latency.replace(full, quick)
+    time_by_macs(monkeypatch)
     exec(compile(latency, str(README), "exec"), names)
     assert names["plan"].costs["latency"] <= 0.5 * names["plan"].dense_costs["latency"]
 

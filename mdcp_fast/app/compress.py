@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from mdcp_fast.deployment.backends import BackendName
 from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.planning.latency import calibrate_latency, measure_latency
 from mdcp_fast.planning.method import PresetName
 from mdcp_fast.planning.rounding import RoundTo
 from mdcp_fast.planning.search import search
@@ -25,6 +27,7 @@ from mdcp_fast.training.unlabelled import Samples, read_inputs
 
 CALIBRATION = 512  # images that search and prune measure on, at most
 BATCH = 64
+MACS = 0.7  # share that may remain where nothing is asked for
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class CompressionStep:
     """What one step of `compress` did.
 
     Attributes:
-        name: "trace", "search", "prune" or "mimic".
+        name: "trace", "measure", "search", "prune" or "mimic".
         seconds: How long it took.
         loss: How far the network that it gave is from the dense one on held-out images (see
             `finetune`); None where it gave none.
@@ -106,8 +109,10 @@ def compress(
     model: nn.Module,
     images: Tensor | Iterable[Any],
     *,
-    macs: float | None = 0.7,
+    macs: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
+    backend: BackendName = "onnxruntime",
     minutes: float | None = None,
     preset: PresetName | None = None,
     ignore: Iterable[str | nn.Module] = (),
@@ -126,8 +131,12 @@ def compress(
             (inputs, labels) pairs, whose labels are not used; a DataLoader, a Dataset, a list. A
             few hundred are enough; at most 4,096 are read. From four batches on whole batches are
             held out: crops of one photograph, say, go into one batch.
-        macs: The most multiply-accumulates that may remain, as a fraction of the dense network's.
+        macs: The most multiply-accumulates that may remain, as a fraction of the dense network's;
+            0.7 where nothing else is bounded.
         params: The same for parameters; None: any number.
+        latency: The same for the time of one image on one thread in `backend`, which is measured
+            here (see `measure_latency`); None: any.
+        backend: Where the network will run, if `latency` is given.
         minutes: The most that all of it may take; mimicking gets what search and pruning leave,
             which take their time in any case. None: mimicking makes 400 steps.
         preset: See `search`.
@@ -142,6 +151,7 @@ def compress(
 
     Raises:
         TypeError, ValueError: See `trace`, `search`, `prune` and, for the images, `finetune`.
+        ImportError: The backend is not installed.
     """
     clock = _Clock()
     if not isinstance(model, nn.Module):
@@ -153,16 +163,28 @@ def compress(
     with clock("trace"):
         graph = trace(model, example, ignore=ignore)
     calibration = CalibrationData.read(graph, _calibration(learn, model))
-    with clock("search"):
-        plan = search(
-            graph,
-            macs=macs,
-            params=params,
-            preset=preset,
-            calibration=calibration,
-            round_to=round_to,
-            seed=seed,
-        )
+    if macs is None and params is None and latency is None:
+        macs = MACS
+    table = None
+    if latency is not None:
+        with clock("measure"):
+            table = measure_latency(graph, backend=backend, seed=seed)
+    for last in (True,) if table is None else (False, True):
+        with clock("search"):
+            plan = search(
+                graph,
+                macs=macs,
+                params=params,
+                latency=latency,
+                latency_table=table,
+                preset=preset,
+                calibration=calibration,
+                round_to=round_to,
+                seed=seed,
+            )
+        if table is not None and not last:
+            with clock("measure"):
+                table = calibrate_latency(graph, table, plan)
     with clock("prune"):
         small = prune(graph, plan, calibration=calibration)
     if minutes is not None:
@@ -201,7 +223,7 @@ class _Clock:
     def __call__(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def _without_their_labels(images: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from timed import time_by_macs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -90,6 +91,16 @@ def test_the_report_says_what_the_networks_are(few_steps: None) -> None:
 def test_repeats_by_seed_where_no_time_limits_it(few_steps: None) -> None:
     one, two = (run(images(), minutes=None) for _ in range(2))
     assert same(weights(one.model), weights(two.model))
+
+
+def test_a_latency_is_measured_and_bounded(
+    few_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time_by_macs(monkeypatch)
+    result = run(images(), macs=None, latency=0.6, minutes=None, seed=3)
+    assert result.plan.budget == {"latency": 0.6}
+    assert result.plan.macs < 0.7 * result.report.dense_macs
+    assert [step.name for step in result.report.steps][:3] == ["trace", "measure", "search"]
 
 
 def test_minutes_bound_it() -> None:

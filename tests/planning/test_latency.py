@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from timed import Known
 from torch import Tensor, nn
 
 import mdcp_fast.planning.latency as latency_module
@@ -75,19 +76,6 @@ class Formula:
         for hook in hooks:
             hook.remove()
         return Known(total[0] * self.slower)
-
-
-class Known:
-    """A call that knows how long it takes."""
-
-    def __init__(self, time: float) -> None:
-        self.time = time
-
-    def __call__(self) -> None:
-        pass
-
-    def milliseconds(self) -> float:
-        return self.time
 
 
 @pytest.fixture(scope="module")
