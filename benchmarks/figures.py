@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def panels_of(rows: int, columns: int) -> tuple[Any, Any]:
-    """A figure and its panels, [rows, columns]."""
+@contextmanager
+def settings() -> Iterator[None]:
+    """Matplotlib's settings while a figure is drawn and saved; as they were afterwards."""
     import matplotlib
 
     matplotlib.use("Agg")
+    # Text stays text, and the same records give the same file.
+    own = {"svg.fonttype": "none", "svg.hashsalt": "quality", "font.size": 9}
+    with matplotlib.rc_context(own):
+        yield
+
+
+def panels_of(rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure and its panels, [rows, columns]; inside `settings`."""
     import matplotlib.pyplot as pyplot
 
-    # Text stays text, and the same records give the same file.
-    pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "quality", "font.size": 9})
     return pyplot.subplots(
         rows, columns, figsize=(5.2 * columns, 3.4 * rows), squeeze=False, layout="constrained"
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from figures import panels_of, save
+from figures import panels_of, save, settings
 from methods import ABLATION, METHODS, OURS, RANDOM, RIVAL
 from networks import NETWORKS
 from readme import write_between
@@ -369,6 +369,7 @@ def _style(name: str) -> dict[str, Any]:
     return {"color": tones.get(criterion, "#999999"), "linewidth": 1.1, "linestyle": dash}
 
 
+@settings()
 def figure_budgets(records: Iterable[dict[str, Any]], table: Table, path: Path) -> None:
     """Accuracy against MACs: one row of panels for each treatment, one column a network."""
     networks = _ordered(table, 0)
@@ -400,6 +401,7 @@ def figure_budgets(records: Iterable[dict[str, Any]], table: Table, path: Path) 
     save(figure, panels, path)
 
 
+@settings()
 def figure_steps(records: Iterable[dict[str, Any]], path: Path) -> None:
     """Accuracy against fine-tuning steps: a row of panels for each budget, a column a network."""
     mean = curves(records)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from figures import panels_of, save
+from figures import panels_of, save, settings
 from readme import write_between
 from records import Records
 from speed_bars import bars, share_of_inertia
@@ -283,6 +283,7 @@ def readme(records: Records, cases: Cases, folder: str) -> str:
 DASHES = ("--", ":", "-.")  # tell peers of one colour apart
 
 
+@settings()
 def figure_growth(cases: Cases, path: Path) -> None:
     """Time against size, a panel for each op and what grows; peers on the first series alone."""
     found = series(cases)
@@ -316,6 +317,7 @@ def figure_growth(cases: Cases, path: Path) -> None:
     save(figure, panels, path)
 
 
+@settings()
 def figure_ratios(cases: Cases, path: Path) -> None:
     """How many times as long as ours each peer takes in the README's cases, one thread."""
     bars_of = [
