@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from mdcp_fast.deployment.onnx_bytes import onnx_bytes
 from mdcp_fast.deployment.resident_memory import peak_resident
 from mdcp_fast.deployment.timing import Timing, measure_in_turns
 from mdcp_fast.modules.calls import eval_mode, tensors_in
+from mdcp_fast.modules.threads import torch_threads
 from mdcp_fast.modules.verification import relative_difference
 from mdcp_fast.pruning.serialization import load
 
@@ -123,7 +123,7 @@ def run_bench(
                 f"{', '.join(runner.name for runner in runners)}"
             )
     x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-    with _torch_threads(threads), TemporaryDirectory(prefix="mdcp_fast_bench_") as folder:
+    with torch_threads(threads), TemporaryDirectory(prefix="mdcp_fast_bench_") as folder:
         runners = _installed(runners, backends is not None, x, threads, console)
         rows: list[tuple[str, str, int, int | None]] = []
         calls: list[Callable[[], None]] = []
@@ -289,16 +289,6 @@ def _with_weights(file: Path) -> list[Path]:
     """A file, and the one beside it that holds its weights, if there is one."""
     beside = [file.with_suffix(".bin") if file.suffix == ".xml" else Path(f"{file}.data")]
     return [file, *(path for path in beside if path.is_file())]
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _table(rows: list[BenchRow], input: str, threads: int) -> Table:

@@ -30,6 +30,7 @@ from mdcp_fast.deployment.backends import backend
 from mdcp_fast.deployment.timing import measure_in_turns
 from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.modules.files import atomic_write
+from mdcp_fast.modules.threads import torch_threads
 from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.plan import PruningPlan
@@ -65,16 +66,6 @@ class Stage:
     macs: int
     params: int
     latency_ms: float
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Clock:
@@ -157,7 +148,7 @@ def run_demo(
         "threads": threads,
     }
 
-    with _threads(threads):
+    with torch_threads(threads):
         networks, plan = _all_stages(dense, graph, parts, settings, macs, clock, progress)
         with clock("measure", "Measuring accuracy on the test data, and latency on the CPU"):
             batch = _latency_batch(parts, BATCH if graph.macs < SMALL_NETWORK else 1)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdcp_fast.modules.threads import torch_threads
+
 
 class TorchEager:
     """PyTorch, op by op, on the CPU or a CUDA device."""
@@ -33,16 +35,10 @@ def torch_call(
     devices = {x.device for x in inputs if x.is_cuda}
 
     def call() -> None:
-        before = torch.get_num_threads()
-        if before != threads:
-            torch.set_num_threads(threads)
-        try:
+        with torch_threads(threads):
             with torch.inference_mode():
                 run(*inputs)
             for device in devices:
                 torch.cuda.synchronize(device)
-        finally:
-            if before != threads:
-                torch.set_num_threads(before)
 
     return call

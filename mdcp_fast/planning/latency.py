@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.deployment.backends import BackendName, backend
+from mdcp_fast.deployment.capture import with_batch
 from mdcp_fast.deployment.timing import measure_in_turns
-from mdcp_fast.modules.calls import Inputs, call, eval_mode, map_tensors, preserve_buffers
+from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
 from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.modules.layer_kinds import Layer
 from mdcp_fast.modules.removal import remove
@@ -49,7 +50,7 @@ def measure_latency(
             "cuda", the device.
         backend: What will run it: "torch", "torch-compile", "onnxruntime", "openvino" or
             "tensorrt".
-        batch: How many inputs it will be given at once: the first of the example inputs, repeated.
+        batch: How many inputs it will be given at once: the example inputs, over and over.
         threads: Of the CPU.
         networks: How many of random widths, beside the dense one, factors are fitted to.
         seconds: How long the whole networks are run, at least.
@@ -102,17 +103,14 @@ def calibrate_latency(
         seconds: How long they are run, at least.
 
     Returns:
-        Another table. In its settings "measured" holds milliseconds of the last plan.
+        Another table, which holds the plans' times, too.
 
     Raises:
         ImportError: The table's backend is not installed.
     """
     several = [plans] if isinstance(plans, PruningPlan) else list(plans)
     widths = [[axis.width for axis in plan.axes] for plan in several]
-    stopwatch = _Stopwatch(
-        graph, table.settings["backend"], table.settings["batch"], table.settings["threads"]
-    )
-    dense, *measured = stopwatch.networks([graph.widths.tolist(), *widths], seconds)
+    dense, *measured = time_plans(graph, table, several, seconds=seconds)
     # Whatever the machine does now, it does to the dense network, too.
     pace = table.dense_milliseconds / dense.milliseconds
     measured = [
@@ -158,9 +156,7 @@ class _Stopwatch:
     def __init__(self, graph: ChannelGraph, name: BackendName, batch: int, threads: int) -> None:
         self._graph, self._threads = graph, threads
         self._backend = backend(name)
-        self._inputs = map_tensors(
-            graph.example_inputs, lambda x: x[:1].repeat(batch, *[1] * (x.dim() - 1))
-        )
+        self._inputs = with_batch(graph.example_inputs, batch)
         first = next(graph.model.parameters())
         # Of a single thread CPU time is the time it takes without other programs' turns.
         self._cpu = threads == 1 and first.device.type == "cpu"
