@@ -141,13 +141,6 @@ def test_weights_beside_a_file_count(tmp_path: Path) -> None:
     assert bench._with_weights(tmp_path / "c.onnx") == [tmp_path / "c.onnx"]
 
 
-def test_threads_are_put_back() -> None:
-    before = torch.get_num_threads()
-    with bench._torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
-
-
 def test_memory_grows_by_what_is_held_or_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 64 * 2**20
     kept, grown = peak_resident(lambda: torch.ones(size // 4))
