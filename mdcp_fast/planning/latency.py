@@ -109,20 +109,21 @@ def calibrate_latency(
         ImportError: The table's backend is not installed.
     """
     several = [plans] if isinstance(plans, PruningPlan) else list(plans)
-    widths = [[axis.width for axis in plan.axes] for plan in several]
     dense, *measured = time_plans(graph, table, several, seconds=seconds)
     # Whatever the machine does now, it does to the dense network, too.
     pace = table.dense_milliseconds / dense.milliseconds
-    measured = [
-        NetworkTime(one.widths, one.milliseconds * pace, one.median * pace, one.p90 * pace)
+    first, *others = table.networks  # the first is the dense one, and stays so
+    new = {
+        one.widths: NetworkTime(
+            one.widths, one.milliseconds * pace, one.median * pace, one.p90 * pace
+        )
         for one in measured
-    ]
-    known = [one for one in table.networks if list(one.widths) not in widths]
-    weights = [CLOSE if one in table.networks[:1] else 1.0 for one in known]
-    weights += [CLOSE] * len(measured)
-    return LatencyTable.fitted(
-        graph, table.settings, table.layers, [*known, *measured], weights=weights
-    )
+        if one.widths != first.widths
+    }
+    known = [one for one in others if one.widths not in new]
+    networks = [first, *known, *new.values()]
+    weights = [CLOSE, *[1.0] * len(known), *[CLOSE] * len(new)]
+    return LatencyTable.fitted(graph, table.settings, table.layers, networks, weights=weights)
 
 
 def time_plans(

@@ -157,6 +157,15 @@ def test_new_measurements_correct_a_table(
     assert again.predict(graph, plan) == pytest.approx(better.predict(graph, plan))
 
 
+def test_the_dense_network_stays_the_first_of_a_table(
+    graph: ChannelGraph, table: LatencyTable, formula: Formula
+) -> None:
+    whole = search(graph, latency=1.0, latency_table=table)
+    again = calibrate_latency(graph, table, [whole, whole], seconds=0)
+    assert again.networks[0] == table.networks[0]
+    assert again.dense_milliseconds == table.dense_milliseconds
+
+
 def test_a_table_is_saved_and_loaded(
     graph: ChannelGraph, table: LatencyTable, tmp_path: Path
 ) -> None:
