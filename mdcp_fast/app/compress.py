@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from mdcp_fast.deployment.backends import BackendName
 from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.planning.latency import calibrate_latency, measure_latency
+from mdcp_fast.planning.latency_table import LatencyTable
 from mdcp_fast.planning.method import PresetName
 from mdcp_fast.planning.rounding import RoundTo
 from mdcp_fast.planning.search import search
@@ -28,6 +29,10 @@ from mdcp_fast.training.unlabelled import Samples, read_inputs
 CALIBRATION = 512  # images that search and prune measure on, at most
 BATCH = 64
 MACS = 0.7  # share that may remain where nothing is asked for
+CORRECTIONS = (
+    3  # of a table of latencies by the time of the network that was found with it, at most
+)
+CLOSE = 0.02  # share of its time that a network's prediction may be off
 
 
 @dataclass(frozen=True)
@@ -165,13 +170,10 @@ def compress(
     calibration = CalibrationData.read(graph, _calibration(learn, model))
     if macs is None and params is None and latency is None:
         macs = MACS
-    table = None
-    if latency is not None:
-        with clock("measure"):
-            table = measure_latency(graph, backend=backend, seed=seed)
-    for last in (True,) if table is None else (False, True):
+
+    def searched(table: LatencyTable | None) -> PruningPlan:
         with clock("search"):
-            plan = search(
+            return search(
                 graph,
                 macs=macs,
                 params=params,
@@ -182,9 +184,21 @@ def compress(
                 round_to=round_to,
                 seed=seed,
             )
-        if table is not None and not last:
+
+    if latency is None:
+        plan = searched(None)
+    else:
+        with clock("measure"):
+            table = measure_latency(graph, backend=backend, seed=seed)
+        plan = searched(table)
+        for _ in range(CORRECTIONS):
             with clock("measure"):
-                table = calibrate_latency(graph, table, plan)
+                corrected = calibrate_latency(graph, table, plan)
+            off = corrected.predict(graph, plan) / table.predict(graph, plan) - 1
+            table = corrected
+            if abs(off) <= CLOSE:
+                break  # the plan is as fast as its search thought
+            plan = searched(table)
     with clock("prune"):
         small = prune(graph, plan, calibration=calibration)
     if minutes is not None:

@@ -91,10 +91,11 @@ def calibrate_latency(
     *,
     seconds: float = 5.0,
 ) -> LatencyTable:
-    """Measures the networks of plans, and fits the table's factors to them above all.
+    """Measures the networks of plans, and makes the table right for them.
 
-    A plan found with the new table is as fast as it says, where the one found with the old table
-    was off by some percent.
+    Its factors are fitted anew, to these networks above all, and scaled so that it is right for
+    them on average. A plan found with the new table is as fast as it says, where the one found with
+    the old table was off by some percent; where that was much, correct once more.
 
     Args:
         graph: The traced network.
@@ -123,7 +124,8 @@ def calibrate_latency(
     known = [one for one in others if one.widths not in new]
     networks = [first, *known, *new.values()]
     weights = [CLOSE, *[1.0] * len(known), *[CLOSE] * len(new)]
-    return LatencyTable.fitted(graph, table.settings, table.layers, networks, weights=weights)
+    fitted = LatencyTable.fitted(graph, table.settings, table.layers, networks, weights=weights)
+    return fitted.right_for(graph, list(new.values()))
 
 
 def time_plans(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,14 @@ class LatencyTable:
         factors = _fitted(features / times[:, None], counted)
         named = dict(zip(FEATURES, factors.tolist(), strict=True))
         return cls(dict(settings), tuple(layers), tuple(networks), named)
+
+    def right_for(self, graph: ChannelGraph, networks: Sequence[NetworkTime]) -> LatencyTable:
+        """The table with all factors scaled alike, so that it is right for these on average."""
+        if not networks:
+            return self
+        off = [np.log(one.milliseconds / self.predict(graph, one.widths)) for one in networks]
+        scale = float(np.exp(np.mean(off)))
+        return replace(self, factors={name: scale * f for name, f in self.factors.items()})
 
     @property
     def dense_milliseconds(self) -> float:
