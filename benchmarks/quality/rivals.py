@@ -64,11 +64,13 @@ class Rival:
         criterion: One of `CRITERIA`.
         everywhere: Rank the channels of all groups together ("global"), or remove the same share
             of each ("uniform").
+        round_to: What widths are multiples of.
     """
 
-    def __init__(self, criterion: str, everywhere: bool) -> None:
+    def __init__(self, criterion: str, everywhere: bool, *, round_to: int | None = None) -> None:
         self.criterion = criterion
         self.everywhere = everywhere
+        self.round_to = round_to
 
     def plan(
         self, graph: ChannelGraph, macs: float, labelled: list[tuple[Tensor, Tensor]]
@@ -127,6 +129,7 @@ class Rival:
             global_pruning=self.everywhere,
             pruning_ratio=ratio,
             ignored_layers=whole,
+            round_to=self.round_to,
         )
         pruner.step()
         return small

@@ -5,6 +5,7 @@ python benchmarks/quality/real run               all that is missing, most impor
 python benchmarks/quality/real run --wanted '^mobilenet_v2\\|ours' --splits 0
 python benchmarks/quality/real report            tables (the README's too) from the results
 python benchmarks/quality/real ranks NETWORKS    how well tables of losses rank widths
+python benchmarks/quality/real latency NETWORKS  what is left at half of the time, by method
 
 A run that was killed goes on where it stopped. Keys: network|method|budget|treatment|split|crops.
 See `real_networks`, `photographs`, `text_pages`, `real_methods` and `scores` for what these are.
@@ -25,6 +26,7 @@ from methods import DoesNotApply
 from networks import default_cache
 from photographs import default_photos, extract, photographs
 from real_cells import KEY, Batch, in_order
+from real_latency import halve
 from real_methods import DROPPED, FITTED, METHODS, MIMICKED, RIVAL, mimicked, treated
 from real_networks import NETWORKS, NotInstalled
 from real_ranks import rank
@@ -239,15 +241,31 @@ def main(argv: list[str] | None = None) -> None:
     ranker.add_argument("ranked", nargs="+", metavar="NETWORK", help="of either benchmark")
     ranker.add_argument("--macs", type=float, default=0.6, help="of random plans")
     ranker.add_argument("--plans", type=int, default=60, help="how many of them")
-    ranker.add_argument("--images", type=int, default=120, help="that calibrate a real network")
-    ranker.add_argument("--cache", type=Path, default=default_cache(), help="trained networks")
-    ranker.add_argument("--photos", type=Path, default=default_photos(), help="their folder")
-    for command in (runner, drawer, ranker):
+    halver = commands.add_parser("latency", help="what is left at half of the time, by method")
+    halver.add_argument("networks", nargs="+", metavar="NETWORK", help="of either benchmark")
+    halver.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"])
+    for command in (ranker, halver):
+        command.add_argument(
+            "--images", type=int, default=120, help="that calibrate a real network"
+        )
+        command.add_argument("--cache", type=Path, default=default_cache(), help="trained networks")
+        command.add_argument("--photos", type=Path, default=default_photos(), help="their folder")
+    for command in (runner, drawer, ranker, halver):
         command.add_argument("--results", type=Path)
     arguments = parser.parse_args(argv)
     if arguments.command == "photos":
         count = extract(arguments.unpacked, arguments.folder)
         print(f"{count} photographs in {arguments.folder}")
+        return
+    if arguments.command == "latency":
+        halve(
+            arguments.networks,
+            arguments.backends,
+            arguments.results or RESULTS.with_name("latency.json"),
+            images=arguments.images,
+            cache=arguments.cache,
+            photos=arguments.photos,
+        )
         return
     if arguments.command == "ranks":
         rank(

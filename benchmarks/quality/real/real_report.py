@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from readme import write_between
+from real_latency import table_of
 from real_methods import (
     BEST,
     DROPPED,
@@ -45,7 +46,8 @@ def write_report(records: Records, out: Path, readme_path: Path | None = None) -
         raise ValueError(f"expected records in {records.path}, got none; run the benchmark first")
     out.mkdir(parents=True, exist_ok=True)
     page = out / f"{records.path.stem}.md"
-    page.write_text(markdown(records), encoding="utf-8")
+    halved = table_of(records.path.with_name("latency.json"))
+    page.write_text("\n".join([markdown(records), *halved]), encoding="utf-8")
     if readme_path is not None:
         write_between(readme_path, MARKS, readme(records.records))
 
