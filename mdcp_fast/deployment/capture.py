@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from mdcp_fast.modules.calls import Inputs, call, map_tensors, samples_in, tensors_in
+from mdcp_fast.modules.locks import ONE_AT_A_TIME
 from mdcp_fast.modules.removal import rebuilt
 
 
@@ -59,7 +60,7 @@ def capture(model: nn.Module, inputs: Inputs, dynamic_batch: bool) -> Captured:
         shapes = map_tensors(inputs, lambda tensor: {0: batch})
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
     try:
-        with torch.no_grad():
+        with ONE_AT_A_TIME, torch.no_grad():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[0]

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 Inputs: TypeAlias = tuple[Any, ...] | dict[str, Any]  # a network's arguments, by place or by name
 
@@ -38,14 +39,8 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def map_tensors(inputs: Any, change: Any) -> Any:
-    """`inputs` with `change` applied to every tensor in them."""
-    if isinstance(inputs, Tensor):
-        return change(inputs)
-    if isinstance(inputs, dict):
-        return {name: map_tensors(value, change) for name, value in inputs.items()}
-    if type(inputs) in (list, tuple):
-        return type(inputs)(map_tensors(item, change) for item in inputs)
-    return inputs
+    """`inputs` with `change` applied to every tensor in them, however they are nested."""
+    return tree_map(lambda value: change(value) if isinstance(value, Tensor) else value, inputs)
 
 
 def samples_in(batch: Inputs) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mdcp_fast.modules.layer_kinds import update_sizes
 from mdcp_fast.modules.memory_format import in_format_of, prefers_channels_last
+from mdcp_fast.modules.state import reachable
 
 Positions = Mapping[str, Mapping[int, Tensor]]
 Kept = Callable[[Tensor, Mapping[int, Tensor]], Tensor]  # see `kept_tensor`
@@ -140,7 +141,30 @@ def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
             elif isinstance(value, Tensor) and not value.is_leaf and id(value) not in memo:
                 # Weights computed by hooks (weight_norm) cannot be deep-copied.
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:  # whatever objects that hang on it raise
+        return copy.deepcopy(model, memo | _stand_ins(model, memo))
+
+
+def _stand_ins(model: nn.Module, memo: Mapping[int, Any]) -> dict[int, Any]:
+    """For what hangs on a network and cannot be copied, by its id: what the copy has in its place.
+
+    Tensors that autograd knows (cached activations, collected losses) lose their history; what
+    cannot be copied at all (locks, open files) is shared with the copy.
+    """
+    found = reachable(model)
+    stand_ins: dict[int, Any] = {
+        id(tensor): tensor.detach().clone()
+        for tensor in found.tensors
+        if id(tensor) not in memo and not tensor.is_leaf
+    }
+    for item in found.others:
+        try:
+            copy.deepcopy(item, {**memo, **stand_ins})
+        except Exception:  # whatever it raises
+            stand_ins[id(item)] = item
+    return stand_ins
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:

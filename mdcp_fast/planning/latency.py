@@ -16,6 +16,7 @@ from mdcp_fast.deployment.timing import measure_in_turns
 from mdcp_fast.modules.calls import Inputs, call, eval_mode, preserve_buffers
 from mdcp_fast.modules.hooks import forward_hooks, layer_input
 from mdcp_fast.modules.layer_kinds import Layer
+from mdcp_fast.modules.locks import alone_with_its_network
 from mdcp_fast.modules.removal import remove
 from mdcp_fast.planning.latency_table import LatencyTable, LayerTimes, NetworkTime
 from mdcp_fast.planning.rounding import allowed_widths, preferred_multiple
@@ -29,6 +30,7 @@ ROUNDS = 5  # turns that every time is the best of, at least
 CLOSE = 10.0  # how much more a network near the target counts than a random one
 
 
+@alone_with_its_network
 def measure_latency(
     graph: ChannelGraph,
     *,
@@ -84,6 +86,7 @@ def measure_latency(
     return LatencyTable.fitted(graph, stopwatch.settings, layers, times)
 
 
+@alone_with_its_network
 def calibrate_latency(
     graph: ChannelGraph,
     table: LatencyTable,
@@ -128,6 +131,7 @@ def calibrate_latency(
     return fitted.right_for(graph, list(new.values()))
 
 
+@alone_with_its_network
 def time_plans(
     graph: ChannelGraph,
     table: LatencyTable,

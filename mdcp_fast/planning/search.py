@@ -8,6 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from mdcp_fast.modules.locks import alone_with_its_network
 from mdcp_fast.modules.precision import full_float32
 from mdcp_fast.planning.budgets import limits_of, parsed_budgets
 from mdcp_fast.planning.channels import ChannelScorer
@@ -53,6 +54,7 @@ def search(
     **options: Any,
 ) -> list[PruningPlan]: ...
 @full_float32()
+@alone_with_its_network
 def search(
     graph: ChannelGraph,
     *,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from mdcp_fast.modules.calls import Inputs, even_parts, map_tensors, samples_in, tensors_in
 from mdcp_fast.tracing.graph import ChannelGraph
@@ -99,26 +100,27 @@ def joined_batches(batches: list[Inputs], samples: int) -> Inputs | None:
         The arguments, or None where it is not clear how to join them: tensors of a batch that do
         not have as many samples each, or other arguments that differ from batch to batch.
     """
-    items = [batch.items() if isinstance(batch, dict) else enumerate(batch) for batch in batches]
-    columns: dict[Any, list[Any]] = {}
-    for key, value in (item for batch in items for item in batch):
-        columns.setdefault(key, []).append(value)
-    joined, sizes = {}, []
-    for key, values in columns.items():
+    flat = [tree_flatten(batch) for batch in batches]
+    structure = flat[0][1]
+    if any(other != structure for _, other in flat):
+        return None
+    joined, sizes = [], []
+    for values in zip(*(leaves for leaves, _ in flat), strict=True):
         first = values[0]
         if isinstance(first, Tensor) and first.dim():
             sizes.append([len(value) for value in values])
-            joined[key] = _first(values, samples)
+            joined.append(_first(values, samples))
         elif all(_same(first, value) for value in values[1:]):
-            joined[key] = first
+            joined.append(first)
         else:
             return None
     if any(size != sizes[0] for size in sizes):
         return None
-    return joined if isinstance(batches[0], dict) else tuple(joined.values())
+    together: Inputs = tree_unflatten(joined, structure)
+    return together
 
 
-def _first(tensors: list[Tensor], samples: int) -> Tensor:
+def _first(tensors: Sequence[Tensor], samples: int) -> Tensor:
     """Their first samples, without a copy of more than these."""
     parts, missing = [], samples
     for tensor in tensors:
@@ -249,6 +251,22 @@ def _inputs(example: Inputs, batch: Any) -> Inputs:
 
 
 def _input(wanted: Any, got: Any) -> Any:
+    """One argument of a batch, checked against the example's, tensor by tensor."""
+    leaves, structure = tree_flatten(wanted)
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        return got
+    found, other = tree_flatten(got)
+    if isinstance(wanted, Tensor) and not isinstance(got, Tensor):
+        raise TypeError(f"calibration: expected batches of tensors, got {type(got).__name__}")
+    if other != structure:
+        raise TypeError(
+            f"calibration: expected arguments nested as the example inputs are ({structure}), got "
+            f"{other}"
+        )
+    return tree_unflatten([_leaf(*pair) for pair in zip(leaves, found, strict=True)], structure)
+
+
+def _leaf(wanted: Any, got: Any) -> Any:
     if not isinstance(wanted, Tensor):
         return got
     if not isinstance(got, Tensor):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mdcp_fast.modules.locks import alone_with_its_network
 from mdcp_fast.modules.precision import full_float32
 from mdcp_fast.pruning.calibration import noise_batches
 from mdcp_fast.pruning.calibration_data import CalibrationData
@@ -21,6 +22,7 @@ NOISE = "noise"
 
 
 @full_float32()
+@alone_with_its_network
 def prune(
     graph: ChannelGraph,
     plan: PruningPlan,
@@ -117,7 +119,7 @@ def _in_bases_of(
 
 def _warn(text: str, names: set[str]) -> None:
     if names:
-        warnings.warn(f"prune: {text}: {', '.join(sorted(names))}", stacklevel=3)
+        warnings.warn(f"prune: {text}: {', '.join(sorted(names))}", stacklevel=5)
 
 
 def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:

@@ -7,7 +7,9 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, eval_mode, map_tensors, preserve_buffers
+from mdcp_fast.modules.calls import Inputs, eval_mode, map_tensors
+from mdcp_fast.modules.locks import ONE_AT_A_TIME
+from mdcp_fast.modules.state import unchanged
 
 
 def export(
@@ -19,7 +21,7 @@ def export(
         ValueError: It cannot be captured; the message says what torch.export said.
     """
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    with eval_mode(model, training), preserve_buffers(model), torch.no_grad():
+    with ONE_AT_A_TIME, unchanged(model), eval_mode(model, training), torch.no_grad():
         try:
             return torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, as_inputs, count_macs, tensors_in
+from mdcp_fast.modules.locks import alone_with_its_network
 from mdcp_fast.modules.names import shared_names
 from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.tracing.axes import Axis, FixedAxis, gather, merged, module_of
@@ -17,6 +18,7 @@ from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.labels import ALONG, OUTPUT, Walk, walk_program
 
 
+@alone_with_its_network
 def trace(
     model: nn.Module,
     example_inputs: Tensor | tuple[object, ...] | Mapping[str, object],

@@ -1,0 +1,191 @@
+"""Tracing, searching and pruning leave the user's network as it was, whatever its forward writes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mdcp_fast.modules.removal import remove
+from mdcp_fast.modules.state import reachable, unchanged
+from mdcp_fast.planning.search import search
+from mdcp_fast.pruning.prune import prune
+from mdcp_fast.tracing.trace import trace
+
+IMAGE = torch.zeros(1, 3, 12, 12)
+OLD_EXPORT = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)
+GLOBAL: dict[str, Tensor] = {}
+
+
+@functools.lru_cache
+def grid_of(size: int) -> Tensor:
+    return torch.arange(size)
+
+
+class Notes:
+    """What a network may hang on itself that is no module."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+
+class Writer(nn.Module):
+    """Two convolutions; whatever it is asked to write, it writes when it runs."""
+
+    shape: Any = None
+    cache: dict[str, Tensor] = {}
+    grid = torch.empty(0)
+
+    def __init__(self, write: Callable[[Writer, Tensor], object]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 4, 3, padding=1)
+        self.write = write
+        self.losses: list[Tensor] = []
+        self.last: deque[Tensor] = deque(maxlen=2)
+        self.by_name: OrderedDict[str, Any] = OrderedDict(nested={"list": [1]})
+        self.notes = Notes()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.plain = torch.zeros(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        self.write(self, x)
+        return self.second(x)
+
+
+def new_grid(net: Writer, x: Tensor) -> None:
+    if net.shape != x.shape:
+        net.shape, net.grid = x.shape, x.new_zeros(x.shape[-1])
+
+
+WRITES: dict[str, Callable[[Writer, Tensor], object]] = {
+    "attributes, where the class has defaults": new_grid,
+    "a list": lambda net, x: net.losses.append(x),
+    "a deque": lambda net, x: net.last.append(x),
+    "nested containers": lambda net, x: net.by_name["nested"]["list"].append(x),
+    "an object": lambda net, x: net.notes.seen.append(x),
+    "a new attribute of an object": lambda net, x: setattr(net.notes, "fresh", x),
+    "a class's dictionary": lambda net, x: type(net).cache.update(x=x),
+    "a class's attribute": lambda net, x: setattr(type(net), "grid", x),
+    "a global dictionary": lambda net, x: GLOBAL.update(x=x),
+    "a cached function": lambda net, x: grid_of(x.shape[-1]),
+    "a buffer in place": lambda net, x: net.calls.add_(1),
+    "a plain tensor in place": lambda net, x: net.plain.add_(1),
+    "a buffer anew": lambda net, x: setattr(net, "calls", net.calls + 1),
+    "a module of its own": lambda net, x: setattr(net, "extra", nn.Identity()),
+}
+
+
+def picture(net: nn.Module) -> dict[str, Any]:
+    """Everything that hangs on a network, by value where that can be told."""
+    found = reachable(net)
+    return {
+        "containers": [(id(one), list(one)) for one in found.containers],
+        "tensors": [(id(t), t.clone() if not t.is_meta else None) for t in found.tensors],
+        "classes": [{k: id(v) for k, v in vars(one).items()} for one in found.classes],
+    }
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    pairs = zip(left["tensors"], right["tensors"], strict=True)
+    return (
+        [i for i, _ in left["containers"]] == [i for i, _ in right["containers"]]
+        and [len(c) for _, c in left["containers"]] == [len(c) for _, c in right["containers"]]
+        and all(i == j and torch.equal(a, b) for (i, a), (j, b) in pairs)
+        and left["classes"] == right["classes"]
+    )
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+@pytest.mark.parametrize("ran_before", [False, True], ids=["never run", "run before"])
+def test_a_network_is_left_as_it_was(
+    write: Callable[[Writer, Tensor], object], ran_before: bool
+) -> None:
+    net = Writer(write)
+    if ran_before:
+        net(torch.randn(2, 3, 12, 12))  # leaves tensors that autograd knows
+    before = picture(net)
+    images = [torch.randn(8, 3, 12, 12)]
+    try:
+        graph = trace(net, IMAGE)
+    except ValueError:  # torch.export refused some of these
+        assert OLD_EXPORT
+        assert same(picture(net), before)
+        return
+    assert same(picture(net), before)
+    small = prune(graph, search(graph, macs=0.5, calibration=images), calibration=images)
+    assert same(picture(net), before)
+    assert net.training
+    assert small(IMAGE).shape == net(IMAGE).shape == (1, 4, 12, 12)
+    assert small.first.out_channels < 16
+
+
+def test_what_hooks_fill_is_left_as_it_was() -> None:
+    net, seen = Writer(lambda net, x: None), {}
+    net.first.register_forward_hook(lambda module, inputs, output: seen.update(first=output))
+    output = net(IMAGE)
+    kept = seen["first"]
+    graph = trace(net, IMAGE)
+    prune(graph, search(graph, macs=0.5))
+    assert seen["first"] is kept and list(seen) == ["first"]
+    output.sum().backward()  # its history is still there
+
+
+def test_an_error_puts_everything_back() -> None:
+    net = Writer(new_grid)
+    with pytest.raises(RuntimeError), unchanged(net):
+        net(torch.randn(2, 3, 12, 12))
+        net.losses.append(torch.zeros(1))
+        raise RuntimeError
+    assert net.shape is None and not net.losses and "grid" not in vars(net)
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [threading.Lock(), threading.local(), (n for n in range(3)), [threading.Lock()],
+     {"deep": [threading.RLock(), torch.zeros(1, requires_grad=True) * 2]}],
+    ids=["lock", "local", "generator", "in a list", "deep"],
+)  # fmt: skip
+def test_what_cannot_be_copied_is_shared(thing: Any) -> None:
+    net = Writer(lambda net, x: None)
+    net.thing = thing
+    small = remove(net, {"first.weight": {0: torch.arange(8)}, "first.bias": {0: torch.arange(8)},
+                         "second.weight": {1: torch.arange(8)}})  # fmt: skip
+    assert small(IMAGE).shape == (1, 4, 12, 12)
+    assert prune(trace(net, IMAGE), search(trace(net, IMAGE), macs=0.5)).thing is not None
+
+
+def test_threads_get_what_one_thread_gets() -> None:
+    nets = []
+    for width in (12, 16, 20):
+        torch.manual_seed(width)
+        nets.append(
+            nn.Sequential(
+                nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 4, 3)
+            )
+        )
+    images = [torch.randn(16, 3, 12, 12)]
+
+    def chain(net: nn.Module) -> tuple[str, list[Tensor]]:
+        graph = trace(net, IMAGE)
+        plan = search(graph, macs=0.5, calibration=images)
+        small = prune(graph, plan, calibration=images)
+        return plan.to_json(), list(small.state_dict().values())
+
+    alone = [chain(net) for net in nets]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(chain, nets * 4))
+    for number, (plan, tensors) in enumerate(together):
+        wanted, values = alone[number % len(nets)]
+        assert plan == wanted
+        assert all(map(torch.equal, tensors, values))
+    assert all(net.training for net in nets)
