@@ -29,6 +29,7 @@ class Reachable(NamedTuple):
 
     Attributes:
         containers: Dictionaries (those of attributes, too), lists, sets and deques.
+        outside: Those of them that hooks and methods alone know: globals and closures.
         tensors: In any of them, parameters and buffers included.
         classes: Of its modules, those of torch apart.
         caches: Functions with `functools.lru_cache` that its classes have or name.
@@ -36,6 +37,7 @@ class Reachable(NamedTuple):
     """
 
     containers: list[Any]
+    outside: list[Any]
     tensors: list[Tensor]
     classes: list[type]
     caches: list[Any]
@@ -44,11 +46,17 @@ class Reachable(NamedTuple):
 
 def reachable(model: nn.Module) -> Reachable:
     """What a run of a network could write to by way of its modules, their classes and hooks."""
-    found = Reachable([], [], [], [], [])
+    found = Reachable([], [], [], [], [], [])
     seen: set[int] = set()
+    outside = False
     alive: list[Any] = []  # what is seen keeps its id
     left: list[Any] = [model]
-    while left:
+    functions: list[types.FunctionType] = []
+    while left or functions:
+        if not left:  # all that the network itself holds is seen
+            left += _held_by(functions.pop())
+            outside = True
+            continue
         item = left.pop()
         if isinstance(item, _ATOMS) or id(item) in seen:
             continue
@@ -57,12 +65,12 @@ def reachable(model: nn.Module) -> Reachable:
         if isinstance(item, Tensor):
             found.tensors.append(item)
         elif isinstance(item, _CONTAINERS):
-            found.containers.append(item)
-            left += item.values() if isinstance(item, dict) else item
+            (found.outside if outside else found.containers).append(item)
+            left += _items(item)
         elif isinstance(item, (tuple, frozenset)):
             left += item
         elif isinstance(item, types.FunctionType):
-            left += _held_by(item)
+            functions.append(item)
         elif isinstance(item, types.MethodType):
             left += [item.__self__, item.__func__]
         elif isinstance(item, functools.partial):
@@ -85,12 +93,15 @@ def reachable(model: nn.Module) -> Reachable:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Puts everything back that a run of a network has written: see `reachable`.
+    """Puts everything back that a run of a network has written onto it: see `reachable`.
 
-    Values of parameters are not: nothing that runs under this trains.
+    What hooks and methods write to globals and closures stays, unless it holds tensors without
+    data, which a capture leaves. Nor are values of parameters put back: nothing that runs under
+    this trains.
     """
     before = reachable(model)
     contents = [(one, _copied(one)) for one in before.containers]
+    others = [(one, _copied(one)) for one in before.outside]
     values = [
         (tensor, tensor.detach().clone())
         for tensor in before.tensors
@@ -103,6 +114,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     finally:
         for container, content in contents:
             _put_back(container, content)
+        for container, content in others:
+            if any(isinstance(x, Tensor) and _is_fake(x) for x in _items(container)):
+                _put_back(container, content)
         for owner, content in attributes:
             _put_back_on_class(owner, content)
         for cache, size in sizes:
@@ -137,9 +151,7 @@ def _of_classes(cls: type, seen: set[int], found: Reachable) -> list[Any]:
         for value in list(vars(owner).values()):
             if isinstance(value, (staticmethod, classmethod)):
                 value = value.__func__
-            if isinstance(value, types.FunctionType):
-                held += _held_by(value)
-            elif _is_store(value):
+            if isinstance(value, types.FunctionType) or _is_store(value):
                 held.append(value)
     return held
 
@@ -150,6 +162,10 @@ def _is_store(value: Any) -> bool:
 
 def _is_torchs(cls: type) -> bool:
     return cls.__module__.split(".")[0] in ("torch", "builtins", "_thread")
+
+
+def _items(container: Any) -> Any:
+    return list(container.values()) if isinstance(container, dict) else list(container)
 
 
 def _copied(container: Any) -> Any:

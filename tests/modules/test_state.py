@@ -1,4 +1,4 @@
-"""Tracing, searching and pruning leave the user's network as it was, whatever its forward writes."""
+"""Tracing, searching and pruning leave a network as it was, whatever its forward writes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,6 @@ WRITES: dict[str, Callable[[Writer, Tensor], object]] = {
     "a new attribute of an object": lambda net, x: setattr(net.notes, "fresh", x),
     "a class's dictionary": lambda net, x: type(net).cache.update(x=x),
     "a class's attribute": lambda net, x: setattr(type(net), "grid", x),
-    "a global dictionary": lambda net, x: GLOBAL.update(x=x),
     "a cached function": lambda net, x: grid_of(x.shape[-1]),
     "a buffer in place": lambda net, x: net.calls.add_(1),
     "a plain tensor in place": lambda net, x: net.plain.add_(1),
@@ -129,15 +128,25 @@ def test_a_network_is_left_as_it_was(
     assert small.first.out_channels < 16
 
 
-def test_what_hooks_fill_is_left_as_it_was() -> None:
-    net, seen = Writer(lambda net, x: None), {}
+def test_hooks_and_methods_are_left_with_real_tensors() -> None:
+    net, seen = Writer(lambda net, x: GLOBAL.update(x=x)), {}
     net.first.register_forward_hook(lambda module, inputs, output: seen.update(first=output))
-    output = net(IMAGE)
-    kept = seen["first"]
-    graph = trace(net, IMAGE)
-    prune(graph, search(graph, macs=0.5))
-    assert seen["first"] is kept and list(seen) == ["first"]
-    output.sum().backward()  # its history is still there
+    GLOBAL.clear()
+    graph = trace(net, IMAGE, check=False)
+    assert not seen and not GLOBAL  # a capture has run, and nothing else
+    prune(graph, search(graph, macs=0.5), check=False)
+    net(IMAGE)
+    assert seen["first"].shape == GLOBAL["x"].shape == (1, 16, 12, 12)
+    trace(net, IMAGE)
+    assert not any(x.is_meta or type(x) is not Tensor for x in (seen["first"], GLOBAL["x"]))
+
+
+def test_what_a_network_logs_elsewhere_stays() -> None:
+    calls: list[int] = []
+    net = Writer(lambda net, x: None)
+    net.first.register_forward_hook(lambda *_: calls.append(1))
+    search(trace(net, IMAGE), macs=0.5, calibration=[torch.randn(8, 3, 12, 12)])
+    assert calls
 
 
 def test_an_error_puts_everything_back() -> None:
