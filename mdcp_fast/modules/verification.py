@@ -1,22 +1,31 @@
 """Checks that removing channels equals zeroing them: the smaller network against the dense one.
 
-Both run in float64 and evaluation mode, where the two agree to rounding if every position was taken
-from every place it should be.
+Both run in evaluation mode and, if the network can, in float64, where the two agree to rounding if
+every position was taken from every place it should be.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mdcp_fast.modules.calls import Inputs, call, map_tensors, tensors_in
+from mdcp_fast.modules.hooks import forward_hooks
 from mdcp_fast.modules.removal import Kept, Positions, kept_tensor, rebuilt, remove, tensor_of
 
 TOLERANCE = 1e-10  # largest difference, relative to the largest output, of a right removal
+OWN_TOLERANCE = 1e-4  # the same in the network's own dtype, if that is float32 or wider
+NARROW_TOLERANCE = 3e-2  # and in half precision
+NUDGE = 30.0  # by how many units in the last place tensors are changed to see what rounding does
+ROUNDING = 30.0  # times as much as a nudge changes is taken for rounding
+CHAOS = 1e-2  # what rounding alone may change before a network says nothing
 CORNER = 64  # pixels; what halves its images five times, as most networks do, keeps two
 NOISE = 1_000_003  # a prime, so that no two rows of a weight repeat the same noise
 
@@ -39,7 +48,12 @@ def kept_in_float64(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
     return in_float64(kept_tensor(tensor, dimensions) if dimensions else tensor)
 
 
-def scrambling() -> Kept:
+def as_it_is(tensor: Tensor) -> Tensor:
+    """A copy in the same precision."""
+    return tensor.detach().clone()
+
+
+def scrambling(change: Callable[[Tensor], Tensor] = in_float64) -> Kept:
     """Makes random weights of each tensor under which every channel matters to the outputs.
 
     Whether removing equals zeroing is a matter of structure. Untrained or badly scaled weights
@@ -53,7 +67,7 @@ def scrambling() -> Kept:
         nonlocal at
         is_weight = isinstance(tensor, nn.Parameter) or tensor.dim() == 1
         if not (is_weight and tensor.is_floating_point()):
-            return kept_in_float64(tensor, dimensions)
+            return change(kept_tensor(tensor, dimensions) if dimensions else tensor)
         shape = [
             len(dimensions[dimension]) if dimension in dimensions else size
             for dimension, size in enumerate(tensor.shape)
@@ -65,10 +79,10 @@ def scrambling() -> Kept:
             count = min(NOISE - at, len(flat) - done)
             torch.mul(noise[at : at + count], scale, out=flat[done : done + count])
             done, at = done + count, (at + count) % NOISE
-        values = flat.view(shape).to(tensor.device)
-        if len(shape) >= 2:
-            return values
-        return values.clamp_(-2, 2).mul_(0.2).add_(1)  # scales stay positive, shifts are not zero
+        values = flat.view(shape)
+        if len(shape) < 2:
+            values.clamp_(-2, 2).mul_(0.2).add_(1)  # scales stay positive, shifts are not zero
+        return values.to(tensor.device, change(tensor.detach().flatten()[:1]).dtype)
 
     return fresh
 
@@ -136,33 +150,165 @@ def cropped(inputs: Inputs) -> Inputs | None:
     return cut if smaller else None
 
 
+@dataclass(frozen=True)
+class Gap:
+    """How far a pruned network is from the zeroed one.
+
+    Attributes:
+        size: The largest difference of their outputs, relative to the largest.
+        rounding: What rounding explains of it; 0 where that was not looked at.
+    """
+
+    size: float
+    rounding: float = 0.0
+
+
 @torch.no_grad()
 def difference(
-    model: nn.Module, kept: Positions, inputs: Inputs, *, scramble: bool = False
-) -> float:
+    model: nn.Module,
+    kept: Positions,
+    inputs: Inputs,
+    *,
+    scramble: bool = False,
+    change: Callable[[Tensor], Tensor] = in_float64,
+    tolerance: float = TOLERANCE,
+) -> Gap:
     """Largest relative difference between the outputs of the pruned and the zeroed network.
+
+    Where that is more than `tolerance`, the zeroed network is run once more, with its tensors and
+    inputs changed by some units in the last place: there are networks that make much of that.
 
     Args:
         model: The dense network; not changed.
         kept: Positions that stay.
         inputs: Example inputs, of any dtype.
         scramble: With random weights under which every channel matters.
+        change: Copies a tensor, in the precision to compare in.
+        tolerance: What needs no explanation.
 
     Raises:
         Exception: Whatever the pruned network raises when its sizes do not fit.
     """
-    fresh = scrambling() if scramble else kept_in_float64
-    inputs = map_tensors(inputs, in_float64)
+
+    def kept_in(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
+        return change(kept_tensor(tensor, dimensions) if dimensions else tensor)
+
+    fresh = scrambling(change) if scramble else kept_in
+    inputs = map_tensors(inputs, change)
     small = remove(model, kept, fresh).eval()
     # Before `small` runs, which may write to its buffers.
     full = zeroed(model, small, kept, lambda tensor: fresh(tensor, {}))
-    return relative_difference(call(small, inputs), call(full, inputs))
+    nudged = _nudged(full)
+    left, right = _alike(small, inputs), _alike(full, inputs)
+    size = relative_difference(left, right)
+    if size <= tolerance or not math.isfinite(size):
+        return Gap(size)
+    with suppress(Exception):  # what it raises is no reason to accept anything
+        moved = _alike(nudged(), map_tensors(inputs, _nudge))
+        return Gap(size, ROUNDING * relative_difference(moved, right))
+    return Gap(size)
+
+
+def _alike(model: nn.Module, inputs: Inputs) -> Any:
+    """A network's outputs, what it draws at random and what it drops being the same each time."""
+    devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)), _NothingDropped():
+        torch.manual_seed(0)
+        return call(model, inputs)
+
+
+class _NothingDropped(TorchFunctionMode):
+    """Dropout leaves its inputs alone: with fewer channels it would draw other numbers."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in _DROPS:
+            return args[0] if args else (kwargs or {})["input"]
+        return function(*args, **(kwargs or {}))
+
+
+_DROPS = {
+    getattr(torch.nn.functional, name)
+    for name in (
+        "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
+    )
+} | {torch.dropout, torch.dropout_}  # fmt: skip
+
+
+def _nudged(model: nn.Module) -> Callable[[], nn.Module]:
+    """Makes a copy of a network as it is now, when it is asked for, with all tensors nudged."""
+    buffers = [buffer.clone() for buffer in model.buffers()]
+
+    def made() -> nn.Module:
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        return rebuilt(model, _nudge).eval()
+
+    return made
+
+
+def _nudge(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    step = NUDGE * torch.finfo(tensor.dtype).eps
+    return tensor * (1 + step) if bool(tensor.any()) else tensor + step
 
 
 @torch.no_grad()
-def runs(model: nn.Module, kept: Positions, inputs: Inputs) -> None:
+def runs(
+    model: nn.Module,
+    kept: Positions,
+    inputs: Inputs,
+    change: Callable[[Tensor], Tensor] = in_float64,
+) -> None:
     """Runs the pruned network, and raises whatever it raises when its sizes do not fit."""
-    call(remove(model, kept, kept_in_float64).eval(), map_tensors(inputs, in_float64))
+
+    def kept_in(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
+        return change(kept_tensor(tensor, dimensions) if dimensions else tensor)
+
+    call(remove(model, kept, kept_in).eval(), map_tensors(inputs, change))
+
+
+@torch.no_grad()
+def stopped_in(
+    model: nn.Module,
+    kept: Positions,
+    inputs: Inputs,
+    change: Callable[[Tensor], Tensor] = in_float64,
+) -> list[str]:
+    """Names of the modules in which a pruned network stops with an error, the innermost first.
+
+    Behind them, the one that was done last. None where it does not stop.
+    """
+
+    def kept_in(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
+        return change(kept_tensor(tensor, dimensions) if dimensions else tensor)
+
+    running: list[str] = []
+    done: list[str] = []
+
+    def entering(name: str) -> Callable[..., None]:
+        return lambda *_: running.append(name)
+
+    def leaving(name: str) -> Callable[..., None]:
+        def leave(*_: Any) -> None:
+            running.remove(name)
+            done[:] = [name]
+
+        return leave
+
+    try:
+        small = remove(model, kept, kept_in).eval()
+        modules = dict(small.named_modules())
+        with (
+            forward_hooks([(m, entering(name)) for name, m in modules.items()], before=True),
+            forward_hooks([(m, leaving(name)) for name, m in modules.items()], before=False),
+        ):
+            call(small, map_tensors(inputs, change))
+    except Exception:  # whatever the user's forward raises
+        return [*reversed(running), *done]
+    return []
 
 
 @torch.no_grad()
@@ -211,41 +357,3 @@ def relative_difference(left: Any, right: Any) -> float:
 
 def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor).double() if tensor.is_complex() else tensor.double()
-
-
-def bisect_failures(count: int, trial: Callable[[Sequence[int]], str | None]) -> dict[int, str]:
-    """Which of `count` things make a trial fail, and how.
-
-    All are tried together first; where that fails, halves of them, down to single ones; and for
-    failures that take several, one more at a time.
-
-    Args:
-        count: How many there are.
-        trial: Tries some of them together; returns what went wrong, or None.
-    """
-    failing: dict[int, str] = {}
-
-    def halve(indices: Sequence[int], reason: str | None) -> None:
-        if reason is None:
-            return
-        if len(indices) == 1:
-            failing[indices[0]] = reason
-            return
-        for half in (indices[: len(indices) // 2], indices[len(indices) // 2 :]):
-            halve(half, trial(half))
-
-    everything = range(count)
-    reason = trial(everything)
-    if reason is None or not count:
-        return {}
-    halve(everything, reason)
-    passing = [i for i in everything if i not in failing]
-    if passing and trial(passing) is not None:
-        together: list[int] = []
-        for i in passing:
-            reason = trial([*together, i])
-            if reason is None:
-                together.append(i)
-            else:
-                failing[i] = reason
-    return failing

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from mdcp_fast.modules.calls import Inputs
 from mdcp_fast.modules.verification import (
+    CHAOS,
+    NARROW_TOLERANCE,
+    OWN_TOLERANCE,
     TOLERANCE,
-    bisect_failures,
+    Gap,
+    as_it_is,
     cropped,
     difference,
     fits,
+    in_float64,
     runs,
+    stopped_in,
 )
+from mdcp_fast.tracing.axes import Axis, module_of
 from mdcp_fast.tracing.graph import ChannelGraph
 
 # MACs up to which both networks compute the whole of the example images in the time that it takes
 # to find the sizes there without computing: about a millisecond for every layer.
 FEW_MACS = 10**9
+SIZES = ("size", "shape", "channel", "dimension", "elements", "broadcast", "divisible", "index")
 
 
 def failing_axes(
     graph: ChannelGraph, kept: Sequence[Sequence[int]], *, scramble: bool = False
 ) -> dict[str, str]:
     """Names of the axes for which keeping `kept` does not give the zeroed network, and how.
+
+    Both are compared in float64, or, where the network does not run in that, in its own dtype.
 
     Args:
         graph: The traced network.
@@ -35,14 +50,7 @@ def failing_axes(
     Raises:
         ValueError: The network fails its own check with nothing removed, so it says nothing.
     """
-
-    def trial(indices: Sequence[int], inputs: Inputs = graph.example_inputs) -> str | None:
-        wanted = set(indices)
-        chosen = [
-            kept[i] if i in wanted else range(axis.channels) for i, axis in enumerate(graph.axes)
-        ]
-        return _failure(graph, chosen, inputs, scramble)
-
+    trial = _Trial(graph, kept, scramble)
     everything = range(len(graph.axes))
     large = scramble and graph.macs > FEW_MACS
     corner = cropped(graph.example_inputs) if large else None
@@ -52,39 +60,180 @@ def failing_axes(
         and fits(graph.model, graph.positions(kept), graph.example_inputs)
     ):
         return {}
-    if trial(everything) is None:
+    reason = trial(everything)
+    if reason is None:
         return {}
     unpruned = trial([])
     if unpruned is not None:
-        raise ValueError(
-            "check: model: expected a network that gives the same output twice in float64, got "
-            f"one where, with nothing removed, {unpruned}; pass check=False to go unchecked"
-        )
-    found = bisect_failures(len(graph.axes), trial)
-    return {graph.axes[i].name: reason for i, reason in found.items()}
+        trial = _Trial(graph, kept, scramble, as_it_is, _own_tolerance(graph))
+        if trial([]) is not None:
+            raise ValueError(
+                "check: model: expected a network that gives the same output twice in float64 or "
+                f"in its own dtype, got one where, with nothing removed, {unpruned}; "
+                f"{_what_it_refuses(graph)}pass check=False to go unchecked"
+            )
+        reason = trial(everything)
+    found = found_failures(len(graph.axes), trial, reason, trial.near)
+    return {graph.axes[i].name: why for i, why in found.items()}
 
 
-def _failure(
-    graph: ChannelGraph, kept: Sequence[Sequence[int]], inputs: Inputs, scramble: bool
-) -> str | None:
-    """What is wrong with the network pruned to `kept`, or None.
+@dataclass(frozen=True)
+class _Trial:
+    """Prunes some axes of a network, and compares it with the zeroed one.
 
-    Inexact axes are only required to run.
+    Attributes:
+        graph, kept, scramble: See `failing_axes`.
+        change: Copies a tensor in the precision to compare in.
+        tolerance: Largest relative difference that needs no explanation.
     """
-    exact = [
-        chosen if axis.exact else range(axis.channels)
-        for axis, chosen in zip(graph.axes, kept, strict=True)
-    ]
-    try:
-        if not all(axis.exact for axis in graph.axes):
-            runs(graph.model, graph.positions(kept), inputs)
-        gap = difference(graph.model, graph.positions(exact), inputs, scramble=scramble)
-    except Exception as error:  # whatever the user's forward raises on fewer channels
-        first = (str(error).strip().splitlines() or [""])[0]
-        return (
-            f"the pruned network does not run ({type(error).__name__}: {first}); are sizes "
-            "written in its source?"
+
+    graph: ChannelGraph
+    kept: Sequence[Sequence[int]]
+    scramble: bool
+    change: Callable[[Tensor], Tensor] = in_float64
+    tolerance: float = TOLERANCE
+
+    def __call__(self, indices: Sequence[int], inputs: Inputs | None = None) -> str | None:
+        """What is wrong with the network pruned at these axes alone, or None.
+
+        Inexact axes are only required to run.
+        """
+        graph, chosen = self.graph, self._chosen(indices)
+        inputs = graph.example_inputs if inputs is None else inputs
+        exact = [
+            positions if axis.exact else range(axis.channels)
+            for axis, positions in zip(graph.axes, chosen, strict=True)
+        ]
+        try:
+            if not all(axis.exact for axis in graph.axes):
+                runs(graph.model, graph.positions(chosen), inputs, self.change)
+            gap = self._gap(exact, inputs, self.scramble)
+            # Random weights may make a network chaotic that is not so with its own.
+            if self.scramble and self.tolerance < gap.size <= gap.rounding:
+                gap = self._gap(exact, inputs, False)
+        except Exception as error:  # whatever the user's forward raises on fewer channels
+            first = (str(error).strip().splitlines() or [""])[0]
+            about_sizes = any(word in first.lower() for word in SIZES)
+            return (
+                f"the pruned network does not run ({type(error).__name__}: {first})"
+                f"{'; are sizes written in its source?' if about_sizes else ''}"
+            )
+        if gap.size <= max(self.tolerance, min(gap.rounding, CHAOS)):
+            return None
+        return f"the pruned network differs from the zeroed one by {gap.size:.1e}"
+
+    def near(self, indices: Sequence[int]) -> list[int]:
+        """Those of the axes that are about where the network pruned at all of them stops."""
+        places = stopped_in(
+            self.graph.model,
+            self.graph.positions(self._chosen(indices)),
+            self.graph.example_inputs,
+            self.change,
         )
-    if gap <= TOLERANCE:
-        return None
-    return f"the pruned network differs from the zeroed one by {gap:.1e}"
+        for place in places:
+            found = [i for i in indices if place and _touches(self.graph.axes[i], place)]
+            if found:
+                return found
+        return []
+
+    def _chosen(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        wanted = set(indices)
+        return [
+            self.kept[i] if i in wanted else range(axis.channels)
+            for i, axis in enumerate(self.graph.axes)
+        ]
+
+    def _gap(self, exact: Sequence[Sequence[int]], inputs: Inputs, scramble: bool) -> Gap:
+        return difference(
+            self.graph.model, self.graph.positions(exact), inputs,
+            scramble=scramble, change=self.change, tolerance=self.tolerance,
+        )  # fmt: skip
+
+
+def _touches(axis: Axis, module: str) -> bool:
+    """Whether an axis sits in a module, or in one of those that it is made of."""
+    owners = {module_of(place.parameter) for place in axis.places}
+    return any(owner == module or owner.startswith(f"{module}.") for owner in owners)
+
+
+def _own_tolerance(graph: ChannelGraph) -> float:
+    dtypes = {p.dtype for p in graph.model.parameters() if p.is_floating_point()}
+    narrow = any(torch.finfo(dtype).bits < 32 for dtype in dtypes)
+    return NARROW_TOLERANCE if narrow else OWN_TOLERANCE
+
+
+def _what_it_refuses(graph: ChannelGraph) -> str:
+    """Why a network may not have run: a remark for the error."""
+    try:
+        copy.deepcopy(graph.model)
+    except Exception as error:  # whatever it raises
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"it cannot be copied ({type(error).__name__}: {first}); "
+    return ""
+
+
+def found_failures(
+    count: int,
+    trial: Callable[[Sequence[int]], str | None],
+    reason: str | None,
+    near: Callable[[Sequence[int]], Sequence[int]] = lambda _: [],
+) -> dict[int, str]:
+    """Which of `count` things make a trial fail, and how.
+
+    What is near the place of a failure is left out until the rest passes, and then tried one by
+    one. Where no place is known, halves are tried, down to single ones; and for failures that take
+    several, one more at a time.
+
+    Args:
+        count: How many there are.
+        trial: Tries some of them together; returns what went wrong, or None.
+        reason: What it says of all of them.
+        near: Which of those that fail together may be the reason.
+    """
+    if reason is None or not count:
+        return {}
+    active, suspects = list(range(count)), list[int]()
+    while reason is not None and active:
+        found = list(near(active))
+        if not found:
+            break
+        suspects += found
+        active = [i for i in active if i not in found]
+        reason = trial(active)
+    failing = {} if reason is None else _halved(active, trial, reason)
+    together = [i for i in active if i not in failing]
+    for i in suspects:
+        why = trial(sorted([*together, i]))
+        if why is None:
+            together.append(i)
+        else:
+            failing[i] = why
+    return failing
+
+
+def _halved(
+    indices: Sequence[int], trial: Callable[[Sequence[int]], str | None], reason: str
+) -> dict[int, str]:
+    """`found_failures` without knowing where; `reason` is what is wrong with all of them."""
+    failing: dict[int, str] = {}
+
+    def halve(some: Sequence[int], why: str | None) -> None:
+        if why is None:
+            return
+        if len(some) == 1:
+            failing[some[0]] = why
+            return
+        for half in (some[: len(some) // 2], some[len(some) // 2 :]):
+            halve(half, trial(half))
+
+    halve(indices, reason)
+    passing = [i for i in indices if i not in failing]
+    if passing and trial(passing) is not None:
+        together: list[int] = []
+        for i in passing:
+            why = trial([*together, i])
+            if why is None:
+                together.append(i)
+            else:
+                failing[i] = why
+    return failing

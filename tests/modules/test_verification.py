@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from blocks import DenseConcatenation, Residual, image
 from torch import Tensor, nn
 
 from mdcp_fast.modules.removal import rebuilt, remove
 from mdcp_fast.modules.verification import (
     TOLERANCE,
-    bisect_failures,
+    Gap,
     cropped,
     difference,
     in_float64,
@@ -29,13 +30,13 @@ from mdcp_fast.tracing.trace import trace
 def test_a_shifted_position_shows() -> None:
     graph = trace(DenseConcatenation(), image(), check=False)
     right = graph.positions([range(0, axis.channels, 2) for axis in graph.axes])
-    assert difference(graph.model, right, (image(),), scramble=True) <= TOLERANCE
+    assert difference(graph.model, right, (image(),), scramble=True).size <= TOLERANCE
     for name, dimension in [("head.weight", 1), ("bn.weight", 0), ("bn.running_mean", 0)]:
         kept = right[name][dimension]
         wrong = {**right, name: {**right[name], dimension: (kept + 1).clamp_max(int(kept[-1]))}}
         wrong[name][dimension][:-1] = kept[:-1]
         wrong[name][dimension][0] = kept[0] + 1
-        assert difference(graph.model, wrong, (image(),), scramble=True) > 1e-6, name
+        assert difference(graph.model, wrong, (image(),), scramble=True).size > 1e-6, name
 
 
 class Counting(nn.Module):
@@ -83,7 +84,7 @@ def test_a_corner_is_enough_only_where_the_whole_takes_many_macs(
 ) -> None:
     sizes = []
 
-    def noted(*args: object, **options: bool) -> float:
+    def noted(*args: object, **options: bool) -> Gap:
         sizes.append(args[2][0].shape[-1])  # type: ignore[index]
         return difference(*args, **options)  # type: ignore[arg-type]
 
@@ -208,6 +209,136 @@ def test_culprits_are_found_alone_and_together() -> None:
             return "five"
         return "two and nine" if {2, 9} <= chosen else None
 
-    assert bisect_failures(12, trial) == {5: "five", 9: "two and nine"}
-    assert bisect_failures(2, trial) == {}
-    assert bisect_failures(0, lambda _: "never") == {}
+    def near(indices: Sequence[int]) -> list[int]:
+        return [i for i in (4, 5) if i in indices]
+
+    wanted = {5: "five", 9: "two and nine"}
+    assert check.found_failures(12, trial, "five") == wanted
+    assert check.found_failures(12, trial, "five", near) == wanted
+    assert check.found_failures(2, trial, None) == {}
+    assert check.found_failures(0, lambda _: "never", "never") == {}
+
+
+class Between(nn.Module):
+    """Convolutions with something of a user's before and between them."""
+
+    def __init__(
+        self,
+        before: Callable[[Tensor], Tensor] = lambda x: x,
+        between: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.between = before, between
+        self.a, self.bn = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.b, self.head = nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.between(torch.relu(self.bn(self.a(self.before(x)))))
+        return self.head(torch.relu(self.b(x)))
+
+
+SOUND: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
+    "bytes": {"before": lambda x: x.to(torch.uint8).float() / 255},
+    "a pinned dtype": {"between": lambda x: x.float()},
+    "a type written out": {"between": lambda x: x.to(torch.float32) * 2},
+    "a kernel made in forward": {
+        "before": lambda x: F.conv2d(x, torch.ones(3, 1, 3, 3) / 9, padding=1, groups=3)
+    },
+    "dropout that is always on": {"between": lambda x: F.dropout(x, 0.5, training=True)},
+    "noise on the images": {"before": lambda x: x + torch.randn_like(x)},
+    "noise that an argument scales": {"before": lambda x: x + 0.1 * torch.rand(x.shape)},
+}
+
+
+@pytest.mark.parametrize("parts", SOUND.values(), ids=SOUND.keys())
+def test_networks_that_do_not_run_in_float64_or_draw_numbers_are_sound(
+    parts: dict[str, Callable[[Tensor], Tensor]],
+) -> None:
+    graph = trace(Between(**parts), image(batch=1))
+    assert [axis.name for axis in graph.axes] == ["a", "b"]
+
+
+def test_wrong_positions_show_in_the_networks_own_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = trace(Between(between=lambda x: x.float()), image(batch=1), check=False)
+    kept = [range(0, axis.channels, 2) for axis in graph.axes]
+    right = graph.positions(kept)
+    assert check.failing_axes(graph, kept, scramble=True) == {}
+    wrong = {**right, "b.weight": {**right["b.weight"], 1: right["b.weight"][1] + 1}}
+
+    def positions(chosen: Sequence[Sequence[int]]) -> object:
+        return wrong if len(chosen[0]) < 16 else {}
+
+    monkeypatch.setattr(type(graph), "positions", lambda _, chosen: positions(chosen))
+    assert "differs from the zeroed one" in check.failing_axes(graph, kept, scramble=True)["a"]
+
+
+class Chaotic(nn.Module):
+    """Makes much of what rounding does."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.a, self.head, self.power = nn.Linear(32, 960), nn.Linear(960, 4), power
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.head(torch.relu(self.a(x))) * self.power)
+
+
+def test_what_rounding_explains_is_no_failure() -> None:
+    torch.manual_seed(0)
+    model, x = Chaotic(1e8), torch.randn(5, 32)
+    assert [axis.name for axis in trace(model, x).axes] == ["a"]
+    graph = trace(model, x, check=False)
+    gap = difference(graph.model, graph.positions([range(0, 960, 3)]), (x,))
+    assert TOLERANCE < gap.size <= gap.rounding
+
+
+def test_a_network_of_which_rounding_makes_anything_says_nothing() -> None:
+    torch.manual_seed(0)
+    fixed = trace(Chaotic(1e18), torch.randn(5, 32)).fixed
+    assert "differs from the zeroed one" in next(one.reason for one in fixed if one.name == "a")
+
+
+class Views(nn.Module):
+    """Many layers, some of which have sizes written in the source."""
+
+    def __init__(self, wrong: set[int], layers: int = 24) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Conv2d(8 if i else 3, 8, 1) for i in range(layers)])
+        self.head, self.wrong = nn.Conv2d(8, 2, 1), wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = torch.relu(layer(x))
+            if index in self.wrong:
+                x = x.view(len(x), 8, *x.shape[2:])
+        return self.head(x)
+
+
+def test_a_failure_tells_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials, run = [], check._Trial.__call__
+
+    def counted(self: object, *arguments: object) -> str | None:
+        trials.append(1)
+        return run(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(check._Trial, "__call__", counted)
+    graph = trace(Views({3, 11, 17}), image(size=8, batch=1))
+    whole = {one.name for one in graph.fixed} - {"head"}
+    assert whole == {"layers.3", "layers.11", "layers.17"}
+    assert all("sizes written in its source" in f.reason for f in graph.fixed if f.name in whole)
+    assert len(trials) <= 2 + 3 * len(whole)
+
+
+def test_reasons_do_not_ask_for_sizes_where_it_is_something_else() -> None:
+    class Refuses(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            x = super().forward(x)
+            if self.a.out_channels < 16:
+                raise RuntimeError("not with me")
+            return x
+
+    fixed = trace(Refuses(), image(batch=1)).fixed
+    reason = next(one.reason for one in fixed if one.name == "a")
+    assert "not with me" in reason and "source" not in reason
