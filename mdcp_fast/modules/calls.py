@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mdcp_fast.modules.defaults import default_device_of
+
 Inputs: TypeAlias = tuple[Any, ...] | dict[str, Any]  # a network's arguments, by place or by name
 
 
@@ -35,7 +37,8 @@ def as_inputs(op: str, example_inputs: Any) -> Inputs:
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """The network's output for these arguments."""
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    with default_device_of(tensors_in(inputs)):
+        return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def map_tensors(inputs: Any, change: Any) -> Any:

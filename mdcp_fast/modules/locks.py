@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from torch import nn
 
+from mdcp_fast.modules.defaults import cpu_by_default
 from mdcp_fast.modules.state import unchanged
 
 P = ParamSpec("P")
@@ -32,7 +33,7 @@ def alone_with_its_network(function: Callable[P, R]) -> Callable[P, R]:
         model = first if isinstance(first, nn.Module) else getattr(first, "model", None)
         if not isinstance(model, nn.Module):  # which the function will say itself
             return function(*args, **kwargs)
-        with ONE_AT_A_TIME, unchanged(model):
+        with cpu_by_default(), ONE_AT_A_TIME, unchanged(model):
             return function(*args, **kwargs)
 
     return held

@@ -212,12 +212,12 @@ def difference(
 def _alike(model: nn.Module, inputs: Inputs) -> Any:
     """A network's outputs, what it draws at random and what it drops being the same each time."""
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)), _NothingDropped():
+    with torch.random.fork_rng(devices=list(devices)), NothingDropped():
         torch.manual_seed(0)
         return call(model, inputs)
 
 
-class _NothingDropped(TorchFunctionMode):
+class NothingDropped(TorchFunctionMode):
     """Dropout leaves its inputs alone: with fewer channels it would draw other numbers."""
 
     def __torch_function__(

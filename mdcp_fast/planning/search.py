@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mdcp_fast.modules.locks import alone_with_its_network
 from mdcp_fast.modules.precision import full_float32
+from mdcp_fast.modules.wrappers import nothing_compiled
 from mdcp_fast.planning.budgets import limits_of, parsed_budgets
 from mdcp_fast.planning.channels import ChannelScorer
 from mdcp_fast.planning.clustering import searched_clusters
@@ -55,6 +56,7 @@ def search(
 ) -> list[PruningPlan]: ...
 @full_float32()
 @alone_with_its_network
+@nothing_compiled()
 def search(
     graph: ChannelGraph,
     *,

@@ -11,6 +11,7 @@ from torch import nn
 
 from mdcp_fast.modules.locks import alone_with_its_network
 from mdcp_fast.modules.precision import full_float32
+from mdcp_fast.modules.wrappers import nothing_compiled
 from mdcp_fast.pruning.calibration import noise_batches
 from mdcp_fast.pruning.calibration_data import CalibrationData
 from mdcp_fast.pruning.plan import PruningPlan
@@ -23,6 +24,7 @@ NOISE = "noise"
 
 @full_float32()
 @alone_with_its_network
+@nothing_compiled()
 def prune(
     graph: ChannelGraph,
     plan: PruningPlan,
@@ -119,7 +121,7 @@ def _in_bases_of(
 
 def _warn(text: str, names: set[str]) -> None:
     if names:
-        warnings.warn(f"prune: {text}: {', '.join(sorted(names))}", stacklevel=5)
+        warnings.warn(f"prune: {text}: {', '.join(sorted(names))}", stacklevel=6)
 
 
 def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:

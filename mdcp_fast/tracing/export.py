@@ -7,7 +7,8 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.calls import Inputs, eval_mode, map_tensors
+from mdcp_fast.modules.calls import Inputs, eval_mode, map_tensors, tensors_in
+from mdcp_fast.modules.defaults import default_device_of
 from mdcp_fast.modules.locks import ONE_AT_A_TIME
 from mdcp_fast.modules.state import unchanged
 
@@ -23,7 +24,8 @@ def export(
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
     with ONE_AT_A_TIME, unchanged(model), eval_mode(model, training), torch.no_grad():
         try:
-            return torch.export.export(model, args, kwargs, strict=False)
+            with default_device_of(tensors_in(inputs)):
+                return torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             said = (str(error).strip().splitlines() or [""])[0]
             raise ValueError(

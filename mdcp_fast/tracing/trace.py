@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, as_inputs, count_macs, tensors_in
 from mdcp_fast.modules.locks import alone_with_its_network
+from mdcp_fast.modules.modes import modes_differ
 from mdcp_fast.modules.names import shared_names
 from mdcp_fast.modules.removal import tensor_of
+from mdcp_fast.modules.wrappers import nothing_compiled, unwrapped
 from mdcp_fast.tracing.axes import Axis, FixedAxis, gather, merged, module_of
 from mdcp_fast.tracing.check import failing_axes
 from mdcp_fast.tracing.export import export, export_training
@@ -19,6 +21,7 @@ from mdcp_fast.tracing.labels import ALONG, OUTPUT, Walk, walk_program
 
 
 @alone_with_its_network
+@nothing_compiled()
 def trace(
     model: nn.Module,
     example_inputs: Tensor | tuple[object, ...] | Mapping[str, object],
@@ -29,9 +32,9 @@ def trace(
 ) -> ChannelGraph:
     """Finds out which channels of a network can go, which hang together, and what each costs.
 
-    The network is captured with torch.export in evaluation mode (and in training mode too where
-    layers, such as auxiliary heads, run only there), and channel labels are walked through the
-    captured graph. It is left as it was.
+    The network is captured with torch.export in evaluation mode, and in training mode too where
+    that computes something else, and channel labels are walked through the captured graphs. It is
+    left as it was. Wrappers (torch.compile, DataParallel, DistributedDataParallel) are taken off.
 
     Args:
         model: Any network that torch.export can capture.
@@ -57,6 +60,7 @@ def trace(
             not have, torch.export cannot capture it (the message says what it said), or it cannot
             be checked.
     """
+    model = unwrapped(model)
     inputs = as_inputs("trace", example_inputs)
     given = tensors_in(inputs)
     if not given:
@@ -76,7 +80,7 @@ def trace(
         macs = sum(one.positions * tensor_of(model, one.weight).numel() for one in multiplications)
     else:
         macs = count_macs(model, inputs)
-    unreached = _walk_unreached(walk, model, inputs, same)
+    unreached = _walk_training(walk, model, inputs, same)
     for use in walk.uses.values():
         itself = ignored.get(use.parameter)
         if itself is not None and (use.role == OUTPUT or (use.role == ALONG and itself)):
@@ -114,15 +118,18 @@ def _unreached(walk: Walk, model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if name not in reached and p.dim()]
 
 
-def _walk_unreached(
+def _walk_training(
     walk: Walk, model: nn.Module, inputs: Inputs, same: Mapping[str, str]
 ) -> list[FixedAxis]:
-    """Walks what runs only in training mode, so that such layers shrink along with what they read.
+    """Walks what runs in training mode if that is something else.
+
+    So layers that run only there shrink along with what they read, channels that meet only there
+    stay as many, and what only it puts out stays whole.
 
     Returns:
         What was not reached even so: it keeps its size.
     """
-    if not _unreached(walk, model):
+    if not _unreached(walk, model) and not modes_differ(model, inputs):
         return []
     reason = "no output depends on it"
     try:

@@ -35,9 +35,9 @@ def varied(inputs: Inputs, generator: torch.Generator) -> Inputs:
 def _varied(images: Tensor, generator: torch.Generator) -> Tensor:
     count, channels, height, width = images.shape
     rows, columns = (_shifted(count, size, generator) for size in (height, width))
-    mirrored = torch.rand(count, generator=generator) < 0.5
+    mirrored = torch.rand(count, generator=generator, device="cpu") < 0.5
     columns = torch.where(mirrored.unsqueeze(1), columns.flip(1), columns)
-    numbers = torch.arange(count), torch.arange(channels)
+    numbers = torch.arange(count, device="cpu"), torch.arange(channels, device="cpu")
     where = numbers[0].view(-1, 1, 1, 1), numbers[1].view(-1, 1, 1), rows.view(count, 1, -1, 1)
     places = (*where, columns.view(count, 1, 1, -1))
     moved = images[tuple(place.to(images.device) for place in places)]
@@ -47,5 +47,6 @@ def _varied(images: Tensor, generator: torch.Generator) -> Tensor:
 def _shifted(count: int, size: int, generator: torch.Generator) -> Tensor:
     """Which pixel each one along a side becomes: int64 [count, size], mirrored at the border."""
     most = size // SHIFT
-    moved = torch.arange(size) + torch.randint(-most, most + 1, (count, 1), generator=generator)
+    moved = torch.randint(-most, most + 1, (count, 1), generator=generator, device="cpu")
+    moved = moved + torch.arange(size, device="cpu")
     return (size - 1) - ((size - 1) - moved.abs()).abs()

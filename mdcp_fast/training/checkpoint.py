@@ -39,7 +39,7 @@ class TrainingState:
 
     epoch: int = 0
     batch: int = 0
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    loss: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
     samples: int = 0
     epochs: list[tuple[int, float, float | None, float]] = field(default_factory=list)
     start_accuracy: float | None = None

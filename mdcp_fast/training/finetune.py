@@ -179,6 +179,8 @@ def finetune(
         eval_mode(model),  # this and the next: all modes are put back at the end
         eval_mode(teacher if teacher is not None else nn.Module()),
         strided_by_slices(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
         fresh_accelerator(device, recipe) as accelerator,
     ):
         run = TrainingRun(

@@ -183,7 +183,7 @@ class _Run:
     ) -> None:
         self.model, self.teacher, self.recipe = model, teacher, recipe
         self.learn, self.start = learn, start
-        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.generator = torch.Generator("cpu").manual_seed(recipe.seed)
         self.schedule = WarmupCosine(round(WARMUP * SCHEDULE), SCHEDULE)
         self.trained = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
         self.first = self.best = [p.detach().clone() for p in self.trained]
@@ -266,7 +266,9 @@ class _Run:
     def step(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """One step; the loss before it."""
         if not self.queue:
-            self.queue = torch.randperm(len(self.learn), generator=self.generator).tolist()
+            self.queue = torch.randperm(
+                len(self.learn), generator=self.generator, device="cpu"
+            ).tolist()
         chosen = self.queue[: self.recipe.batch_size]
         del self.queue[: self.recipe.batch_size]
         optimizer.zero_grad()

@@ -129,7 +129,8 @@ class Samples:
         self.batches = batches
         if picks is None:
             picks = torch.tensor(
-                [(b, row) for b, batch in enumerate(batches) for row in range(samples_in(batch))]
+                [(b, row) for b, batch in enumerate(batches) for row in range(samples_in(batch))],
+                device="cpu",
             )
         self.picks = picks
 
@@ -162,17 +163,17 @@ class Samples:
         count = len(self)
         if count == 1:
             return self, self
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         wanted = max(1, count // HELD_OUT)
-        held = torch.zeros(count, dtype=torch.bool)
+        held = torch.zeros(count, dtype=torch.bool, device="cpu")
         if len(self.batches) >= WHOLE_BATCHES:
-            for b in torch.randperm(len(self.batches), generator=generator).tolist():
+            for b in torch.randperm(len(self.batches), generator=generator, device="cpu").tolist():
                 if held.any() and int(held.sum()) >= wanted:
                     break
                 held |= self.picks[:, 0] == b
         if not 0 < int(held.sum()) <= count // 2:  # batches of very different sizes
-            held = torch.zeros(count, dtype=torch.bool)
-            held[torch.randperm(count, generator=generator)[:wanted]] = True
+            held = torch.zeros(count, dtype=torch.bool, device="cpu")
+            held[torch.randperm(count, generator=generator, device="cpu")[:wanted]] = True
         return Samples(self.batches, self.picks[~held]), Samples(self.batches, self.picks[held])
 
 
