@@ -85,7 +85,7 @@ def allowed_widths(
     choices, notes = [], {}
     for axis in axes:
         least = min_keep if isinstance(min_keep, int) else math.ceil(min_keep * axis.channels)
-        least = min(max(least, 1), axis.channels)
+        least = min(max(least, axis.least), axis.channels)
         step = wanted // _positions(axis, wanted)
         while auto and step > 1 and axis.channels < NARROWEST * step:
             step //= 2

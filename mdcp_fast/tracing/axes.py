@@ -48,6 +48,7 @@ class Axis:
         bent: What keeps the channels from being rotated: an op on the way from the layers that
             write them to those that read them that is not linear, or tells channels apart; None for
             a linear stream.
+        least: The smallest width at which the network runs.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Axis:
     places: tuple[ParameterSlice, ...]
     exact: bool = True
     bent: str | None = None
+    least: int = 1
 
     @property
     def producers(self) -> tuple[ParameterSlice, ...]:

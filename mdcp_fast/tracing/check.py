@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -75,6 +75,29 @@ def failing_axes(
         reason = trial(everything)
     found = found_failures(len(graph.axes), trial, reason, trial.near)
     return {graph.axes[i].name: why for i, why in found.items()}
+
+
+def with_least_widths(graph: ChannelGraph) -> list[Axis]:
+    """The axes, those that may not be one channel wide with 2 as their least width.
+
+    A dimension of size one is dropped by a `squeeze`, or stretched where tensors meet. Found
+    without computing anything; a network that does not run so keeps its axes as they are.
+    """
+
+    def trial(indices: Sequence[int]) -> str | None:
+        wanted = set(indices)
+        kept = [range(1 if i in wanted else axis.channels) for i, axis in enumerate(graph.axes)]
+        return None if fits(graph.model, graph.positions(kept), graph.example_inputs) else "stops"
+
+    everything = range(len(graph.axes))
+    reason = trial(everything)
+    if reason is None or trial([]) is not None:
+        return list(graph.axes)
+    failing = found_failures(len(graph.axes), trial, reason)
+    return [
+        replace(axis, least=min(2, axis.channels)) if i in failing else axis
+        for i, axis in enumerate(graph.axes)
+    ]
 
 
 @dataclass(frozen=True)

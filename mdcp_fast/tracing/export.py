@@ -35,6 +35,11 @@ def export(
             ) from error
 
 
+def drops_sizes_of_one(program: torch.export.ExportedProgram) -> bool:
+    """Whether a dimension goes where it has one entry: a network that may not become so narrow."""
+    return any("aten.squeeze" in str(node.target) for node in program.graph.nodes)
+
+
 def export_training(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     """The network as it runs in training mode, with a batch of two in place of a batch of one.
 

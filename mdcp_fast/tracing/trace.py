@@ -14,8 +14,8 @@ from mdcp_fast.modules.names import shared_names
 from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.modules.wrappers import nothing_compiled, unwrapped
 from mdcp_fast.tracing.axes import Axis, FixedAxis, gather, merged, module_of
-from mdcp_fast.tracing.check import failing_axes
-from mdcp_fast.tracing.export import export, export_training
+from mdcp_fast.tracing.check import failing_axes, with_least_widths
+from mdcp_fast.tracing.export import drops_sizes_of_one, export, export_training
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.labels import ALONG, OUTPUT, Walk, walk_program
 
@@ -74,7 +74,8 @@ def trace(
     same = shared_names(model)
 
     walk = Walk()
-    walk_program(walk, export(model, inputs), same)
+    program = export(model, inputs)
+    walk_program(walk, program, same)
     multiplications = list(walk.multiplications)  # training mode has other costs
     if walk.all_known and not _unreached(walk, model):
         macs = sum(one.positions * tensor_of(model, one.weight).numel() for one in multiplications)
@@ -91,11 +92,15 @@ def trace(
     fixed = merged([*fixed, *unreached])
     graph = ChannelGraph(model, inputs, axes, fixed, multiplications, macs, normalized_by)
     failing = failing_axes(graph, _probe(graph.axes), scramble=True) if check and axes else {}
-    if not failing:
-        return graph
     passing = [axis for axis in axes if axis.name not in failing]
     fixed += [FixedAxis(a.name, a.channels, failing[a.name]) for a in axes if a.name in failing]
-    return ChannelGraph(model, inputs, passing, fixed, multiplications, macs, normalized_by)
+    graph = ChannelGraph(model, inputs, passing, fixed, multiplications, macs, normalized_by)
+    if not check or not passing or not drops_sizes_of_one(program):
+        return graph
+    least = with_least_widths(graph)
+    if least == passing:
+        return graph
+    return ChannelGraph(model, inputs, least, fixed, multiplications, macs, normalized_by)
 
 
 def _check_model(model: nn.Module) -> None:

@@ -23,6 +23,8 @@ from mdcp_fast.modules.verification import (
     scrambling,
     zeroed,
 )
+from mdcp_fast.planning.search import search
+from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing import check
 from mdcp_fast.tracing.trace import trace
 
@@ -342,3 +344,25 @@ def test_reasons_do_not_ask_for_sizes_where_it_is_something_else() -> None:
     fixed = trace(Refuses(), image(batch=1)).fixed
     reason = next(one.reason for one in fixed if one.name == "a")
     assert "not with me" in reason and "source" not in reason
+
+
+class Squeezes(nn.Module):
+    """Drops every dimension of size one, and adds what may be stretched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.head(F.adaptive_avg_pool2d(x, 1).squeeze())
+
+
+def test_axes_that_may_not_be_one_wide_keep_two() -> None:
+    graph = trace(Squeezes(), image(batch=2))
+    assert {axis.name: axis.least for axis in graph.axes} == {"a": 1, "b": 2}
+    plan = search(graph, params=0.2, round_to=1, min_keep=1)
+    assert min(axis.width for axis in plan.axes if axis.name == "b") >= 2
+    assert prune(graph, plan)(image(batch=2)).shape == (2, 4)
