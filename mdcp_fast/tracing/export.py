@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +26,54 @@ def export(
         ValueError: It cannot be captured; the message says what torch.export said.
     """
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    with ONE_AT_A_TIME, unchanged(model), eval_mode(model, training), torch.no_grad():
+    with (
+        ONE_AT_A_TIME, unchanged(model), eval_mode(model, training), torch.no_grad(),
+    ):  # fmt: skip
         try:
-            with default_device_of(tensors_in(inputs)):
+            with default_device_of(tensors_in(inputs)), _no_graphs_on_stderr():
                 return torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             said = (str(error).strip().splitlines() or [""])[0]
             raise ValueError(
                 "trace: model: expected a network that torch.export can capture with these example "
                 f"inputs, got {type(error).__name__}: {said} (torch.export.export(model, inputs) "
-                "shows where)"
+                f"shows where){_other_ways(model)}"
             ) from error
+
+
+def _other_ways(model: nn.Module) -> str:
+    """What else can be traced, where a network has parts."""
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
+    largest = max(sizes, key=lambda name: (name == "backbone", sizes[name]), default="")
+    if len(sizes) < 2:
+        return ""
+    return (
+        f"; where what the network does depends on its data, trace a part that does not, such as "
+        f"model.{largest}"
+    )
+
+
+@contextmanager
+def _no_graphs_on_stderr() -> Iterator[None]:
+    """Meanwhile, stderr is held back, and dropped where the block fails.
+
+    torch prints the whole graph of what it cannot capture there, and logs why; an error follows.
+    """
+
+    def nothing(_: logging.LogRecord) -> bool:
+        return False
+
+    handlers = [*logging.getLogger("torch").handlers, *logging.getLogger().handlers]
+    for handler in handlers:
+        handler.addFilter(nothing)
+    held = io.StringIO()
+    try:
+        with redirect_stderr(held):
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(nothing)
+    sys.stderr.write(held.getvalue())
 
 
 def drops_sizes_of_one(program: torch.export.ExportedProgram) -> bool:
@@ -52,9 +93,4 @@ def export_training(model: nn.Module, inputs: Inputs) -> torch.export.ExportedPr
     def twice(x: Tensor) -> Tensor:
         return torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x
 
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, log.disabled = log.disabled, True  # a failure here is reported in the graph
-    try:
-        return export(model, map_tensors(inputs, twice), training=True)
-    finally:
-        log.disabled = disabled
+    return export(model, map_tensors(inputs, twice), training=True)

@@ -155,3 +155,23 @@ def test_both_modes_say_what_hangs_together(kind: str) -> None:
         assert names == {"b"}
     if graph.axes:
         trained(prune(graph, search(graph, macs=0.7), check=False), x)
+
+
+class DependsOnData(nn.Module):
+    """How much it computes depends on what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.heads = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.backbone(x).mean((2, 3))
+        return self.heads(found[found[:, 0] > 0]) if (found > 0).any() else found
+
+
+def test_what_cannot_be_captured_says_so_in_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"such as model\.backbone$") as caught:
+        trace(DependsOnData(), IMAGE)
+    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+    written = capfd.readouterr()
+    assert not written.out and not written.err
