@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.files import atomic_write
+from mdcp_fast.modules.files import AnyPath, atomic_write, is_utf8
 from mdcp_fast.modules.removal import remove, tensor_of
 from mdcp_fast.pruning.plan import PruningPlan
 
@@ -18,7 +17,7 @@ PLAN_KEY = "mdcp_fast.plan"
 FROZEN_KEY = "mdcp_fast.frozen"
 
 
-def save(path: str | os.PathLike[str], model: nn.Module, plan: PruningPlan) -> None:
+def save(path: AnyPath, model: nn.Module, plan: PruningPlan) -> None:
     """Writes a pruned network and its plan to one safetensors file.
 
     Args:
@@ -51,7 +50,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, plan: PruningPlan) -> N
         save_model(model, str(temporary), metadata=metadata)
 
 
-def load(path: str | os.PathLike[str], make_model: Callable[[], nn.Module]) -> nn.Module:
+def load(path: AnyPath, make_model: Callable[[], nn.Module]) -> nn.Module:
     """Reads a pruned network: builds the dense one, replays the plan, loads the weights.
 
     No pickle is involved: nothing in the file is run.
@@ -77,7 +76,7 @@ def load(path: str | os.PathLike[str], make_model: Callable[[], nn.Module]) -> n
         frozen = set(json.loads(metadata.get(FROZEN_KEY, "[]")))
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"load: path: expected a pruning plan in {os.fspath(path)!r}, got: {error}"
+            f"load: path: expected a pruning plan in {os.fsdecode(path)!r}, got: {error}"
         ) from error
     if not callable(make_model):
         raise TypeError(
@@ -102,14 +101,19 @@ def load(path: str | os.PathLike[str], make_model: Callable[[], nn.Module]) -> n
     return small.eval()
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: AnyPath) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
-    name = os.fspath(path)
-    if not Path(path).is_file():
+    name = os.fsdecode(path)
+    if not os.path.isfile(name):
         raise FileNotFoundError(f"load: path: expected a file written by save, got {name!r}")
     try:
-        with safe_open(name, framework="pt") as file:
+        with (
+            open(name, "rb") as opened,  # so that the system says what it does not allow
+            safe_open(
+                name if is_utf8(name) else f"/proc/self/fd/{opened.fileno()}", framework="pt"
+            ) as file,
+        ):
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mdcp_fast.modules.calls import eval_mode
+from mdcp_fast.modules.files import AnyPath
 from mdcp_fast.modules.layer_kinds import is_batch_norm
 from mdcp_fast.training.checkpoint import (
     RandomState,
@@ -116,11 +117,9 @@ class TrainingRun:
         )
         self.state = TrainingState()
 
-    def go(
-        self, checkpoint: str | os.PathLike[str] | None, checkpoint_steps: int | None, bar: Silent
-    ) -> History:
+    def go(self, checkpoint: AnyPath | None, checkpoint_steps: int | None, bar: Silent) -> History:
         state, identity = self.state, self.identity()
-        path = None if checkpoint is None else os.path.join(checkpoint, "finetune.pt")
+        path = None if checkpoint is None else os.path.join(os.fsdecode(checkpoint), "finetune.pt")
         if path is not None and self.accelerator.is_main_process:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         random: RandomState | None = None
