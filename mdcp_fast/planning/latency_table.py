@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mdcp_fast.deployment.timing import NOISY
 from mdcp_fast.modules.files import AnyPath, atomic_write
+from mdcp_fast.modules.strict_json import parse
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.tracing.axes import module_of
 from mdcp_fast.tracing.cost import WeightTable
@@ -247,7 +248,7 @@ class LatencyTable:
         """
         text = Path(os.fsdecode(path)).read_text(encoding="utf-8")
         try:
-            data = json.loads(text)
+            data = parse(text)
             if data["format"] != FORMAT:
                 raise ValueError(f"format {FORMAT}, got {data['format']!r}")
             layers = tuple(
