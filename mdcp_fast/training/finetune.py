@@ -92,8 +92,10 @@ def finetune(
     Args:
         model: The network, trained in place.
         train: Batches of (inputs, targets) from a DataLoader, or a Dataset to be shuffled into
-            batches of `batch_size`. Inputs are a tensor or a tuple of the model's arguments;
-            targets are class indices, unless `loss` says otherwise. With a teacher also inputs
+            batches of `batch_size`. Inputs are a tensor, a tuple of the model's arguments or a
+            dict of named ones, which may hold the targets, too, as "targets", "target", "labels" or
+            "label". Targets are class indices, or probabilities of the logits' shape, that sum to
+            1, unless `loss` says otherwise. With a teacher also inputs
             without labels.
         validation: Likewise, or None. Without labels: the inputs to hold out, of other scenes than
             those in `train`.
