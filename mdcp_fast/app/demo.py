@@ -29,7 +29,7 @@ from mdcp_fast.app.models import load_weights, make_model
 from mdcp_fast.deployment.backends import backend
 from mdcp_fast.deployment.timing import measure_in_turns
 from mdcp_fast.modules.calls import count_macs
-from mdcp_fast.modules.files import atomic_write
+from mdcp_fast.modules.files import AnyPath, atomic_write
 from mdcp_fast.modules.threads import torch_threads
 from mdcp_fast.planning.evaluators import TableEvaluator
 from mdcp_fast.planning.search import search
@@ -86,12 +86,12 @@ class _Clock:
 def run_demo(
     *,
     macs: float = 0.4,
-    out: str | os.PathLike[str] = "mdcp-fast-demo",
+    out: AnyPath = "mdcp-fast-demo",
     model: str = "digits-resnet",
     data: str = "digits",
     epochs: int = EPOCHS,
     seed: int = 0,
-    weights: str | os.PathLike[str] | None = None,
+    weights: AnyPath | None = None,
     device: str = "cpu",
     console: Console | None = None,
     progress: bool = True,
@@ -143,7 +143,7 @@ def run_demo(
         "data": data,
         "epochs": epochs,
         "seed": seed,
-        "weights": None if weights is None else os.fspath(weights),
+        "weights": None if weights is None else os.fsdecode(weights),
         "device": device,
         "threads": threads,
     }
@@ -244,16 +244,16 @@ def _check(macs: float, epochs: int, seed: int, device: str) -> None:
         ) from None
 
 
-def _writable(out: str | os.PathLike[str]) -> Path:
+def _writable(out: AnyPath) -> Path:
     """The folder, made if need be and found to take files."""
-    folder = Path(out)
+    folder = Path(os.fsdecode(out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OSError(
-            f"demo: out: expected a folder that can be written, got {os.fspath(out)!r} "
+            f"demo: out: expected a folder that can be written, got {os.fsdecode(out)!r} "
             f"({error.strerror or error})"
         ) from None
     return folder

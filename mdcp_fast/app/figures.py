@@ -7,14 +7,13 @@ alone.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mdcp_fast.modules.files import atomic_write
+from mdcp_fast.modules.files import AnyPath, atomic_write
 from mdcp_fast.ops.channel_statistics import channel_statistics
 from mdcp_fast.pruning.plan import AxisPlan, PruningPlan
 from mdcp_fast.tracing.graph import ChannelGraph
@@ -33,7 +32,7 @@ TITLES = {"pruned": "pruned only", "finetuned": "fine-tuned"}
 TALLEST = 30.0  # inches; beyond that no viewer shows a figure whole
 
 
-def figure_widths(path: str | os.PathLike[str], plan: PruningPlan) -> None:
+def figure_widths(path: AnyPath, plan: PruningPlan) -> None:
     """Channels of every prunable layer, before and after.
 
     Args:
@@ -68,7 +67,7 @@ def figure_widths(path: str | os.PathLike[str], plan: PruningPlan) -> None:
     _save(path, figure)
 
 
-def figure_convergence(path: str | os.PathLike[str], plan: PruningPlan) -> None:
+def figure_convergence(path: AnyPath, plan: PruningPlan) -> None:
     """The best fitness after every generation of the search.
 
     Args:
@@ -100,7 +99,7 @@ def figure_convergence(path: str | os.PathLike[str], plan: PruningPlan) -> None:
 
 
 def figure_descriptors(
-    path: str | os.PathLike[str], graph: ChannelGraph, plan: PruningPlan, axis: str | None = None
+    path: AnyPath, graph: ChannelGraph, plan: PruningPlan, axis: str | None = None
 ) -> None:
     """The channels of one layer by the moments of their weights, with clusters and survivors.
 
@@ -149,9 +148,7 @@ def figure_descriptors(
     _save(path, figure)
 
 
-def figure_accuracy(
-    path: str | os.PathLike[str], stages: Mapping[str, Mapping[str, float]]
-) -> None:
+def figure_accuracy(path: AnyPath, stages: Mapping[str, Mapping[str, float]]) -> None:
     """Accuracy of each stage, with its MACs.
 
     Args:
@@ -241,7 +238,7 @@ def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tu
     return figure, axes
 
 
-def _save(path: str | os.PathLike[str], figure: Figure) -> None:
+def _save(path: AnyPath, figure: Figure) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with atomic_write(path) as temporary:

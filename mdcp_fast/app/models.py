@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdcp_fast.app.imports import imported
+from mdcp_fast.modules.files import AnyPath
 
 KNOWN = "digits-resnet, resnet20, torchvision:NAME, timm:NAME, module:function"
 
@@ -180,7 +181,7 @@ def _similar(name: str, names: list[str]) -> str:
     return f"; similar names: {', '.join(close)}" if close else ""
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(model: nn.Module, path: AnyPath) -> None:
     """Loads a state_dict into a network, without running any code from the file.
 
     Args:
@@ -193,7 +194,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, holds anything but tensors, or belongs to another network.
     """
-    path = Path(path)
+    path = Path(os.fsdecode(path))
     if not path.is_file():
         raise FileNotFoundError(
             f"load_weights: path: expected a file of weights, got {os.fspath(path)!r}"

@@ -23,7 +23,7 @@ from mdcp_fast.deployment.formats import FORMATS, versions_of
 from mdcp_fast.deployment.graph_edits import fold_batch_norms
 from mdcp_fast.deployment.quantize import calibration_batches, quantize
 from mdcp_fast.modules.calls import Inputs, as_inputs, map_tensors, samples_in, tensors_in
-from mdcp_fast.modules.files import atomic_files
+from mdcp_fast.modules.files import AnyPath, atomic_write
 from mdcp_fast.modules.verification import relative_difference
 
 FormatName: TypeAlias = Literal["onnx", "openvino", "exported_program"]
@@ -92,7 +92,7 @@ class ExportReport:
 
 def export(
     model: nn.Module,
-    path: str | os.PathLike[str],
+    path: AnyPath,
     example: Tensor | tuple[Any, ...] | dict[str, Any],
     *,
     format: FormatName | None = None,
@@ -135,7 +135,7 @@ def export(
             module's by more than 1e-4 of the largest one. float16 and int8 only report.
         OSError: The file cannot be written.
     """
-    path = Path(path)
+    path = Path(os.fsdecode(path))
     name, precision = _checked(model, path, format, half, int8)
     inputs = _inputs(example, dynamic_batch)
     writer = FORMATS[name]
@@ -160,7 +160,7 @@ def export(
     captured = capture(copy, inputs, dynamic_batch).edited(
         lambda network: folded.append(fold_batch_norms(network))
     )
-    with atomic_files(path) as temporary:
+    with atomic_write(path) as temporary:
         with _named(f"write {name}"):
             writer.write(captured, temporary, half)
         if calibration is not None:

@@ -101,9 +101,9 @@ def check_tensor(
     *,
     device: torch.device | None = None,
 ) -> Tensor:
-    """The tensor made contiguous, after `check_kind` found it right."""
+    """The tensor as its memory is to be read, contiguous, after `check_kind` found it right."""
     check_kind(op, name, value, dtype, shape, device=device)
-    contiguous: Tensor = value.detach().contiguous()
+    contiguous: Tensor = value.detach().resolve_neg().contiguous()
     return contiguous
 
 

@@ -83,7 +83,7 @@ def _channel_statistics(weights: Sequence[Tensor], unit: str, simd: str | None) 
 
 def _describe(weights: Sequence[Tensor], shapes: list[tuple[int, int]], simd: str | None) -> Tensor:
     level = simd_level(_OP, simd)
-    tensors = [tensor.contiguous() for tensor in weights]
+    tensors = [tensor.resolve_neg().contiguous() for tensor in weights]
     device = tensors[0].device if tensors else torch.device("cpu")
     out = torch.empty(sum(rows for rows, _ in shapes), 3, dtype=torch.float32, device=device)
     if device.type == "cuda":

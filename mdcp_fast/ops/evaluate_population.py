@@ -153,7 +153,7 @@ def evaluate_population(
     Raises:
         TypeError: A tensor of another dtype.
         ValueError: Shapes or devices that do not fit, a width outside its axis, a loss that is not
-            finite, a budget below 1.
+            finite, a budget below 1, a cost that may leave int64.
         RuntimeError: CUDA tensors where mdcp_fast was built without CUDA.
     """
     fitness: Tensor = torch.ops.mdcp_fast.evaluate_population(
@@ -208,8 +208,10 @@ class PopulationFitness:
         channels = offsets.diff()
         if bool((channels < 1).any()):
             raise ValueError(f"{OP}: loss.offsets: expected at least one width in every axis")
+        parts = _checked_cost(cost, len(channels), values.device)
+        _check_range(CostModel(*parts), channels)
         limits = budget.unsqueeze(0) if budget.dim() == 1 else budget
-        shape = (None, len(cost.coefficients))
+        shape = (None, len(parts[5]))
         limits = check_tensor(OP, "budget", limits, torch.int64, shape, device=values.device)
         if bool((limits < 1).any()):
             raise ValueError(
@@ -217,7 +219,7 @@ class PopulationFitness:
             )
         self._values, self._offsets, self._limits = values, offsets, limits.clone()
         self._channels = channels.to(values.device)
-        self._parts = [part.clone() for part in _checked_cost(cost, len(channels), values.device)]
+        self._parts = [part.clone() for part in parts]
 
     def __call__(self, population: Tensor) -> Tensor:
         """The fitness; see `evaluate_population`.
@@ -340,9 +342,12 @@ def _checked_cost(cost: CostModel, axes: int, device: torch.device) -> list[Tens
 
     They are on the device, but for the offsets, on the CPU.
     """
-    counts = len(cost.constant)
+    constant = _checked_part(cost, device, "constant", None)
+    counts = len(constant)
+    _checked_part(cost, device, "axis", None)
+    _checked_part(cost, device, "terms", None, 2)
     parts = [
-        _checked_part(cost, device, "constant", None),
+        constant,
         _checked_bounds(cost, "offsets", counts, "counts", "axis"),
         _checked_part(cost, device, "axis", None),
         _checked_part(cost, device, "factor", len(cost.axis)),
@@ -353,15 +358,19 @@ def _checked_cost(cost: CostModel, axes: int, device: torch.device) -> list[Tens
     _check_indices("terms", cost.terms, counts)
     tables = [getattr(cost, name) for name in TABLE_PARTS]
     if all(part.numel() == 0 for part in tables):
-        return parts + [part.to(device) for part in tables]
+        none = CostModel(*parts)  # whatever shapes they have, of which only one is of no table
+        return parts + [getattr(none, name).to(device) for name in TABLE_PARTS]
     return parts + _checked_tables(cost, device)
 
 
 def _checked_tables(cost: CostModel, device: torch.device) -> list[Tensor]:
     """The TABLE_PARTS of a cost model that has tables; see `_checked_cost`."""
-    tables = len(cost.tables)
+    where = _checked_part(cost, device, "tables", None, 2)
+    tables = len(where)
+    _checked_part(cost, device, "edges", None)
+    _checked_part(cost, device, "values", None)
     parts = [
-        _checked_part(cost, device, "tables", None, 2),
+        where,
         _checked_bounds(cost, "table_offsets", len(cost.coefficients), "costs", "tables"),
         _checked_part(cost, device, "edges", None),
         _checked_bounds(cost, "edge_offsets", 2 * tables, "rows and columns of tables", "edges"),
@@ -386,6 +395,27 @@ def _checked_tables(cost: CostModel, device: torch.device) -> list[Tensor]:
             f"{int(value_offsets.diff()[table])}"
         )
     return parts
+
+
+def _check_range(cost: CostModel, channels: Tensor) -> None:
+    """Raises ValueError where a cost may leave int64, at any widths: it would wrap around."""
+    constant, factor, coefficients, values = (
+        part.cpu().abs().double()
+        for part in (cost.constant, cost.factor, cost.coefficients, cost.values)
+    )
+    axis, terms = cost.axis.cpu(), cost.terms.cpu()
+    owner = torch.repeat_interleave(cost.offsets.diff())
+    counts = constant.index_add(0, owner, factor * channels[axis])  # the largest they can be
+    most = coefficients @ (counts[terms[:, 0]] * counts[terms[:, 1]])
+    for index, (begin, end) in enumerate(pairwise(cost.table_offsets.tolist())):
+        first, last = cost.value_offsets[begin], cost.value_offsets[end]
+        most[index] += values[first:last].sum()  # more than the largest of each table
+    bad = (most >= 2.0**63).nonzero()
+    if len(bad):
+        raise ValueError(
+            f"{OP}: cost.coefficients: expected costs below 2^63 at the largest widths, got "
+            f"{most[bad[0]].item():.3g} for cost {int(bad[0])}"
+        )
 
 
 def _checked_part(cost: CostModel, device: torch.device, name: str, *shape: int | None) -> Tensor:

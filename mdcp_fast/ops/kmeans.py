@@ -111,8 +111,7 @@ def kmeans(
     for name, number in (("max_iter", max_iter), ("seed", seed)):
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"{_OP}: {name}: expected an int, got {type(number).__name__}")
-        if not 0 <= number < 2**63:
-            raise ValueError(f"{_OP}: {name}: expected 0 to 2^63 - 1, got {number}")
+        _check_number(name, number)
     return KMeans(
         *_kmeans(points.detach(), offsets, k, problem, kind, centers, max_iter, seed, simd)
     )
@@ -130,6 +129,14 @@ def _kmeans(
     seed: int,
     simd: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # Whoever calls the op past `kmeans` must not make the native core read what is not there.
+    if init not in (*INITS, _GIVEN) or (centers is not None) != (init == _GIVEN):
+        raise ValueError(
+            f"{_OP}: init: expected {_GIVEN!r} with centers, or {' or '.join(map(repr, INITS))} "
+            f"without, got {init!r} with{'out' if centers is None else ''}"
+        )
+    _check_number("max_iter", max_iter)
+    _check_number("seed", seed)
     points = check_points(_OP, points)
     offsets = check_offsets(_OP, "offsets", offsets, len(points), "rows of points")
     sizes = offsets.diff()
@@ -218,6 +225,11 @@ def _(
         points.new_empty(jobs, dtype=torch.float64),
         points.new_empty(jobs, dtype=torch.int64),
     )
+
+
+def _check_number(name: str, number: int) -> None:
+    if not 0 <= number < 2**63:
+        raise ValueError(f"{_OP}: {name}: expected 0 to 2^63 - 1, got {number}")
 
 
 def _check_jobs(k: Tensor, problem: Tensor | None, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,8 @@ def _population_norm(
     x: Tensor, masks: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     _check(x, masks, weight, bias, eps)
-    x = _dense(x)
+    x, masks = _dense(x.resolve_neg()), masks.resolve_neg()
+    weight, bias = (None if one is None else one.resolve_neg() for one in (weight, bias))
     if x.numel() == 0:
         return torch.empty_like(x)
     exact = x.dtype == torch.float64

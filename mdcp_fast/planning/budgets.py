@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -149,6 +150,28 @@ def _fraction(name: str, value: Any) -> float:
     return fraction
 
 
+def largest_within(fraction: float, dense: int) -> int:
+    """The largest whole t for which t / dense, rounded to a float, is at most `fraction`.
+
+    So what a plan costs, as a fraction of the dense network, is a budget that this plan meets;
+    floor(fraction * dense) may be one less, since the product is rounded too.
+
+    Args:
+        fraction: From 0 to 1.
+        dense: At least 0, of any size.
+    """
+    low = math.floor(Fraction(fraction) * dense)
+    # Quotients up to here may still be rounded down to `fraction`.
+    high = min(math.ceil(Fraction(math.nextafter(fraction, math.inf)) * dense), dense)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if middle / dense <= fraction:  # of whole numbers: rounded once
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 def limits_of(
     graph: ChannelGraph,
     budgets: Sequence[dict[str, float]],
@@ -162,7 +185,7 @@ def limits_of(
         row = []
         for name, smallest in least.items():
             dense = graph.costs[name]
-            limit = math.floor(budget.get(name, 1.0) * dense)
+            limit = largest_within(budget.get(name, 1.0), dense)
             if limit < smallest:
                 possible = math.ceil(smallest / dense * 1e4) / 1e4
                 whole = "".join(f"; {axis}: {note}" for axis, note in notes.items())

@@ -13,6 +13,7 @@ from mdcp_fast.planning.loss_table import held_out_losses, loss_table, ridge_tab
 from mdcp_fast.planning.method import ResolvedMethod
 from mdcp_fast.planning.selection import Chooser, Clustered, Nested
 from mdcp_fast.pruning.calibration_data import CalibrationData
+from mdcp_fast.pruning.folded_weights import dead_channels
 from mdcp_fast.tracing.graph import ChannelGraph
 
 
@@ -30,6 +31,7 @@ class ChannelScorer:
         choose: Says which channels stay.
         descriptors: The channels as points; None with greedy selection.
         rotated: As given.
+        dead: int64 [channels of all axes]: see `dead_channels`.
     """
 
     def __init__(
@@ -43,16 +45,23 @@ class ChannelScorer:
         self.graph, self.method, self._calibration = graph, how, calibration
         self.rotated = frozenset(rotated)
         self.choose: Chooser
+        dead = [
+            torch.zeros(axis.channels, dtype=torch.int64)
+            if index in self.rotated
+            else dead_channels(graph, axis)
+            for index, axis in enumerate(graph.axes)
+        ]
+        self.dead = torch.cat(dead)
         self.descriptors: Descriptors | None = None
         if how.rule is None:
             assert isinstance(how.descriptor, Reconstructs)
             self._errors = how.descriptor.reconstruction_errors(graph, calibration)
-            self.choose = Nested(self._errors, graph.widths, self.rotated)
+            self.choose = Nested(self._errors, graph.widths, self.rotated, dead)
         else:
             self.descriptors = how.descriptor.describe(graph, calibration)
             _check_points(graph, self.descriptors)
             self.choose = Clustered(
-                self.descriptors, how.channels_per_cluster, how.rule, how.seeding, seed
+                self.descriptors, how.channels_per_cluster, how.rule, how.seeding, seed, self.dead
             )
 
     def losses(self, choices: Sequence[Tensor]) -> LossTable:

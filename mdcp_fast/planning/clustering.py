@@ -87,5 +87,6 @@ def searched_clusters(scorer: ChannelScorer, width: Tensor, seed: int) -> tuple[
         rule=how.rule,
         init=how.seeding,
         seed=seed,
+        dead=scorer.dead,
     )
     return chosen, found.history[0]

@@ -127,7 +127,11 @@ class _Shrinking:
 
 
 def elimination_order(
-    errors: Sequence[ReconstructionError], channels: int, *, given: bool = False
+    errors: Sequence[ReconstructionError],
+    channels: int,
+    *,
+    given: bool = False,
+    dead: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The order in which channels are worth keeping, and the loss at every width.
 
@@ -135,6 +139,8 @@ def elimination_order(
         errors: Of one axis, at least one.
         channels: Of the axis.
         given: Whether channels come in this order already, as those of a rotated axis do.
+        dead: int64 [channels], those that go before all others, the largest numbers first; 0 for
+            the others. None: there are none.
 
     Returns:
         int64 [channels], the first w of which stay at width w; float64 [channels], the loss at
@@ -156,7 +162,11 @@ def elimination_order(
             for layer in layers:
                 layer.forget(held)
         cost = torch.stack([layer.costs().cpu() for layer in layers]).sum(0)
-        cheapest = int(torch.where(stays > 0, cost, torch.inf).argmin())
+        may_go = stays > 0
+        if dead is not None:
+            left_dead = dead[names] * may_go
+            may_go &= left_dead == left_dead.max()
+        cheapest = int(torch.where(may_go, cost, torch.inf).argmin())
         stays[cheapest] = 0
         for layer in layers:
             layer.drop(cheapest, stays.to(layer.inverse.device))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mdcp_fast.deployment.timing import NOISY
-from mdcp_fast.modules.files import atomic_write
+from mdcp_fast.modules.files import AnyPath, atomic_write
+from mdcp_fast.modules.strict_json import parse
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.tracing.axes import module_of
 from mdcp_fast.tracing.cost import WeightTable
@@ -214,7 +215,7 @@ class LatencyTable:
         lines.append(f"{'all, with what lies between layers':70}{before:9.3f}{after:9.3f}")
         return "\n".join(lines)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the table to a JSON file, which appears whole or not at all.
 
         Raises:
@@ -235,19 +236,19 @@ class LatencyTable:
             ],
         }
         with atomic_write(path) as temporary:
-            Path(temporary).write_text(json.dumps(content), encoding="utf-8")
+            temporary.write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
+    def load(cls, path: AnyPath) -> LatencyTable:
         """Reads what `save` wrote.
 
         Raises:
             ValueError: The file is no such table.
             OSError: It cannot be read.
         """
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(os.fsdecode(path)).read_text(encoding="utf-8")
         try:
-            data = json.loads(text)
+            data = parse(text)
             if data["format"] != FORMAT:
                 raise ValueError(f"format {FORMAT}, got {data['format']!r}")
             layers = tuple(

@@ -125,6 +125,7 @@ class Clustered:
     rule: SelectionRule = CROWDING
     init: str = "ward"
     seed: int = 0
+    dead: Tensor | None = None
 
     def __call__(self, axis: Tensor, width: Tensor) -> Selection:
         return select(
@@ -135,6 +136,7 @@ class Clustered:
             rule=self.rule,
             init=self.init,
             seed=self.seed,
+            dead=self.dead,
         )
 
 
@@ -145,6 +147,7 @@ class Nested:
         errors: Of every axis, at least one each (see `elimination_order`).
         channels: int64 [axes].
         rotated: Axes whose channels come in order.
+        dead: For each axis, int64 [channels]: see `elimination_order`.
 
     Attributes:
         orders: For each axis, int64 [channels].
@@ -156,11 +159,14 @@ class Nested:
         errors: Sequence[Sequence[ReconstructionError]],
         channels: Tensor,
         rotated: Collection[int] = (),
+        dead: Sequence[Tensor] | None = None,
     ) -> None:
         self.orders: list[Tensor] = []
         self.losses: list[Tensor] = []
         for axis, (own, count) in enumerate(zip(errors, channels.tolist(), strict=True)):
-            order, losses = elimination_order(own, count, given=axis in rotated)
+            order, losses = elimination_order(
+                own, count, given=axis in rotated, dead=None if dead is None else dead[axis]
+            )
             self.orders.append(order)
             self.losses.append(losses)
 
@@ -189,12 +195,14 @@ def select(
     rule: SelectionRule = CROWDING,
     init: str = "ward",
     seed: int = 0,
+    dead: Tensor | None = None,
 ) -> Selection:
     """Clusters each job's channels and keeps some of every cluster.
 
     Every cluster keeps one channel; what is left of the width goes to the clusters by largest
     remainder of their further channels. Inside a cluster those stay that the rule scores highest;
-    among equals the largest norm, then the smallest index.
+    among equals the largest norm, then the smallest index. Dead channels go before all others,
+    whatever their clusters.
 
     Args:
         descriptors: The channels as points.
@@ -206,6 +214,8 @@ def select(
         rule: Says which channels of a cluster stay.
         init: Of `kmeans`: "ward" or "k-means++".
         seed: Of the random numbers of "k-means++".
+        dead: int64 [channels of all axes], those that go first, the largest numbers before the
+            others; 0 for channels that are not dead. None: there are none.
 
     Returns:
         The channels that stay, and the clusters.
@@ -235,10 +245,23 @@ def select(
     # Stable sorts from the least to the most significant key leave ties in index order.
     order = descriptors.norms[point].argsort(descending=True, stable=True)
     order = order[scores[order].argsort(descending=True, stable=True)]
+    level = torch.zeros_like(point) if dead is None else dead[point]
+    alive = level == 0
+    order = order[level[order].argsort(stable=True)]
     order = order[segment[order].argsort(stable=True)]
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order)) - _bounds(sizes)[segment[order]]
-    stays = rank < _quotas(sizes, torch.repeat_interleave(k), width, channels)[segment]
+    living = torch.zeros_like(width).index_add_(0, job, alive.long())
+    first = torch.minimum(width, living)  # how many stay that are not dead
+    alive_sizes = torch.bincount(segment[alive], minlength=len(sizes))
+    stays = alive & (
+        rank < _quotas(alive_sizes, torch.repeat_interleave(k), first, living)[segment]
+    )
+    if dead is not None:
+        order = level.argsort(stable=True)
+        order = order[job[order].argsort(stable=True)]
+        rank[order] = torch.arange(len(order)) - _bounds(channels)[job[order]]
+        stays |= ~alive & (rank < width[job])  # by level, those that are not dead come first
     return Selection(entry[stays], found.labels, width, channels)
 
 

@@ -134,14 +134,18 @@ class CalibrationData:
         most, others, _ = self._seen
         both = zip(most, others, strict=True) if others else ()
         parts = {part.weight: (part, rest) for part, rest in both if part.samples}
+        self.check_finite()
+        fisher = output_fisher(self.graph, self.all_consumers, self.batches)
+        return errors_from_inputs(self.graph, self.all_consumers, fisher, parts)
+
+    def check_finite(self) -> None:
+        """Finds all that layers read finite, or raises ValueError: fits would be of nothing."""
         for consumer in self.all_consumers:
             if consumer.gram is not None and not consumer.usable:
                 raise ValueError(
                     "calibration: expected inputs for which what the dense network's layers read "
                     f"is finite, got NaN or infinities at {consumer.weight}"
                 )
-        fisher = output_fisher(self.graph, self.all_consumers, self.batches)
-        return errors_from_inputs(self.graph, self.all_consumers, fisher, parts)
 
     def rotation(self, axes: Collection[int] | None = None) -> tuple[Rotation, dict[str, str]]:
         """The network with its linear streams in other bases: see `rotate_streams`.

@@ -7,17 +7,21 @@ import inspect
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.removal import kept_tensor
+from mdcp_fast.modules.removal import kept_tensor, tensor_of
+from mdcp_fast.modules.strict_json import parse
+from mdcp_fast.pruning.plan_check import LARGEST, check_plan, check_rising, member
 from mdcp_fast.tracing.axes import Axis, FixedAxis
 from mdcp_fast.tracing.graph import ChannelGraph, left_whole
 
-FORMAT = 3
+FORMAT = 4
 ROTATED = 3  # the first format that knows of rotated axes
+SHAPES = 4  # the first one that knows the dense network's shapes
 WORDS = {
     "macs": "MACs",
     "params": "parameters",
@@ -68,6 +72,8 @@ class PruningPlan:
         budget: The fractions asked for, e.g. {"macs": 0.45}.
         settings: How the plan was found (descriptor, seed, ...); plain JSON values.
         history: Best fitness after each generation of the search.
+        shapes: The dense network's shape of each tensor in `positions`; empty in plans of versions
+            that did not record them.
     """
 
     axes: tuple[AxisPlan, ...]
@@ -78,6 +84,10 @@ class PruningPlan:
     budget: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     history: tuple[float, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_plan(self)
 
     @property
     def macs(self) -> int:
@@ -141,16 +151,29 @@ class PruningPlan:
             reason, turned = notes.get(axis.name), index in rotated and len(chosen) < axis.channels
             plans.append(AxisPlan(axis.name, axis.channels, chosen, named, reason, turned))
         widths = torch.tensor([plan.width for plan in plans], dtype=torch.int64)
+        positions = graph.positions([plan.kept for plan in plans])
         return cls(
             axes=tuple(plans),
             fixed=graph.fixed,
-            positions=graph.positions([plan.kept for plan in plans]),
+            positions=positions,
             costs=graph.costs_at(widths),
             dense_costs=dict(graph.costs),
             budget=dict(budget or {}),
             settings=dict(settings or {}),
             history=tuple(float(h) for h in history),
+            shapes={name: tuple(tensor_of(graph.model, name).shape) for name in positions},
         )
+
+    def check_shapes(self, model: nn.Module) -> None:
+        """Finds what is to be pruned of `model` in the shapes that the plan was made for.
+
+        Raises:
+            ValueError: It does not have one, or one has another shape.
+        """
+        for name, shape in self.shapes.items():
+            found = list(tensor_of(model, name).shape)
+            if found != list(shape):
+                raise ValueError(f"expected one with {name} of shape {list(shape)}, got {found}")
 
     def kept(self, parameter: str, dimension: int) -> Tensor | None:
         """Old positions that stay along a parameter's dimension, in their new order; None for all.
@@ -273,6 +296,7 @@ class PruningPlan:
                 "fixed": [
                     {"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.fixed
                 ],
+                "shapes": {name: list(shape) for name, shape in self.shapes.items()},
                 "positions": {
                     name: {str(d): kept.tolist() for d, kept in dims.items()}
                     for name, dims in self.positions.items()
@@ -288,41 +312,10 @@ class PruningPlan:
             ValueError: The text is not such a plan.
         """
         try:
-            data = json.loads(text)
-            costs, dense = _costs_in(data)
-            return cls(
-                axes=tuple(
-                    AxisPlan(
-                        name=str(axis["name"]),
-                        channels=int(axis["channels"]),
-                        kept=tuple(int(c) for c in axis["kept"]),
-                        clusters=axis["clusters"] and tuple(int(c) for c in axis["clusters"]),
-                        reason=axis["reason"],
-                        rotated=bool(axis["rotated"]) if data["format"] >= ROTATED else False,
-                    )
-                    for axis in data["axes"]
-                ),
-                fixed=tuple(
-                    FixedAxis(str(one["name"]), int(one["channels"]), str(one["reason"]))
-                    for one in data["fixed"]
-                ),
-                positions={
-                    name: {
-                        int(d): torch.tensor([int(p) for p in kept], dtype=torch.int64)
-                        for d, kept in dimensions.items()
-                    }
-                    for name, dimensions in data["positions"].items()
-                },
-                costs=costs,
-                dense_costs=dense,
-                budget=dict(data["budget"]),
-                settings=dict(data["settings"]),
-                history=tuple(float(fitness) for fitness in data["history"]),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            return _plan_in(parse(text))
+        except ValueError as error:
             raise ValueError(
-                "PruningPlan.from_json: text: expected a plan written by to_json, got "
-                f"{type(error).__name__}: {error}"
+                f"PruningPlan.from_json: text: expected a plan written by to_json, got: {error}"
             ) from error
 
     def __eq__(self, other: object) -> bool:
@@ -351,19 +344,80 @@ class PruningPlan:
         return "\n".join(lines + left_whole(self.fixed))
 
 
-def _costs_in(data: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+def _plan_in(data: Any) -> PruningPlan:
+    """The plan that JSON holds, in any format so far; `PruningPlan` checks the values.
+
+    Raises:
+        ValueError: A key is missing or holds another kind of value; the message names it.
+    """
+    number = member("", data, "format", int)
+    if number not in range(1, FORMAT + 1):
+        raise ValueError(f"PruningPlan: format: expected 1 to {FORMAT}, got {number}")
+    costs, dense = _costs_in(data, number)
+    positions = {
+        name: {
+            _dimension(f"positions.{name}", d): _positions(f"positions.{name}.{d}", kept)
+            for d, kept in member("positions", data["positions"], name, dict).items()
+        }
+        for name in member("", data, "positions", dict)
+    }
+    recorded = number >= SHAPES or "shapes" in data
+    shapes = member("", data, "shapes", dict) if recorded else {}
+    return PruningPlan(
+        axes=tuple(
+            _axis(f"axes[{index}]", axis, number)
+            for index, axis in enumerate(member("", data, "axes", list))
+        ),
+        fixed=tuple(
+            FixedAxis(
+                member(f"fixed[{index}]", one, "name", str),
+                member(f"fixed[{index}]", one, "channels", int),
+                member(f"fixed[{index}]", one, "reason", str),
+            )
+            for index, one in enumerate(member("", data, "fixed", list))
+        ),
+        positions=positions,
+        costs=costs,
+        dense_costs=dense,
+        budget=member("", data, "budget", dict),
+        settings=member("", data, "settings", dict),
+        history=tuple(member("", data, "history", list)),
+        shapes={name: tuple(member("shapes", shapes, name, list)) for name in shapes},
+    )
+
+
+def _axis(key: str, axis: Any, number: int) -> AxisPlan:
+    clusters = member(key, axis, "clusters", (list, NoneType))
+    return AxisPlan(
+        name=member(key, axis, "name", str),
+        channels=member(key, axis, "channels", int),
+        kept=tuple(member(key, axis, "kept", list)),
+        clusters=None if clusters is None else tuple(clusters),
+        reason=member(key, axis, "reason", (str, NoneType)),
+        rotated=member(key, axis, "rotated", bool) if number >= ROTATED else False,
+    )
+
+
+def _dimension(key: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and text == str(int(text))):
+        raise ValueError(f"PruningPlan: {key}: expected the number of a dimension, got {text!r}")
+    return int(text)
+
+
+def _positions(key: str, kept: Any) -> Tensor:
+    if not isinstance(kept, list):
+        raise ValueError(f"PruningPlan: {key}: expected a list, got {type(kept).__name__}")
+    check_rising(key, kept, LARGEST)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def _costs_in(data: Any, number: int) -> tuple[dict[str, int], dict[str, int]]:
     """The costs of the pruned and of the dense network, of a plan in any format so far."""
-    if data["format"] == 1:
-        pruned = {name: data[name] for name in OLD_COSTS}
-        dense = {name: data[f"dense_{name}"] for name in OLD_COSTS}
-    elif data["format"] in (2, FORMAT):
-        pruned, dense = data["costs"], data["dense_costs"]
-        if pruned.keys() != dense.keys() or not {*OLD_COSTS} <= {*pruned}:
-            raise ValueError(f"costs {', '.join(OLD_COSTS)}, got {', '.join(pruned)}")
-    else:
-        raise ValueError(f"a format from 1 to {FORMAT}, got {data['format']!r}")
-    both = [{str(name): int(value) for name, value in one.items()} for one in (pruned, dense)]
-    return both[0], both[1]
+    if number == 1:
+        pruned = {name: member("", data, name, int) for name in OLD_COSTS}
+        return pruned, {name: member("", data, f"dense_{name}", int) for name in OLD_COSTS}
+    pruned, dense = member("", data, "costs", dict), member("", data, "dense_costs", dict)
+    return dict(pruned), dict(dense)
 
 
 def _checked(axis: Axis, channels: Tensor | Sequence[int]) -> tuple[int, ...]:

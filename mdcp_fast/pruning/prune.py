@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mdcp_fast.modules.locks import alone_with_its_network
 from mdcp_fast.modules.precision import full_float32
@@ -68,8 +68,8 @@ def prune(
 
     Raises:
         TypeError: `graph` or `plan` is something else.
-        ValueError: `plan` was not made for this graph, or calibration batches do not fit the model,
-            or it is "noise" and the model takes integers.
+        ValueError: `plan` was not made for this graph, or calibration batches do not fit the model
+            or make what its layers compute infinite, or it is "noise" and the model takes integers.
         RuntimeError: The check failed (the message names the axes and says what to do).
     """
     _check_plan(graph, plan)
@@ -85,10 +85,15 @@ def prune(
             raise RuntimeError(
                 f"prune: leave these axes whole with trace(..., ignore=...): {listed}"
             )
+    dense = graph.model
+    if data is not None and compensate and plan.positions:
+        data.check_finite()
     graph, data = _in_bases_of(plan, graph, data)
     small, done = shrink_and_fit(
         graph, plan.positions, data, compensate=compensate, recalibrate=recalibrate
     )
+    if data is not None:
+        _check_finite(dense, small)
     _warn("these lost inputs that they could not be compensated for", done.skipped)
     _warn(
         "these were compensated as if nothing had changed before them (layers that are called "
@@ -96,6 +101,21 @@ def prune(
         done.alone,
     )
     return small
+
+
+def _check_finite(dense: nn.Module, small: nn.Module) -> None:
+    """Raises ValueError where calibration made something infinite that was finite before."""
+    before = {**dict(dense.named_parameters()), **dict(dense.named_buffers())}
+    for name, tensor in (*small.named_parameters(), *small.named_buffers()):
+        if not bool(tensor.isfinite().all()) and _was_finite(before.get(name)):
+            raise ValueError(
+                "calibration: expected inputs for which what the network's layers put out is "
+                f"finite, and its variance, got NaN or infinities in {name}"
+            )
+
+
+def _was_finite(tensor: Tensor | None) -> bool:
+    return tensor is None or bool(tensor.isfinite().all())
 
 
 def _in_bases_of(
@@ -140,6 +160,11 @@ def _check_plan(graph: ChannelGraph, plan: PruningPlan) -> None:
             for name, dimensions in wanted.items()
             for dimension, kept in dimensions.items()
         )
+    if fits:
+        try:
+            plan.check_shapes(graph.model)
+        except ValueError as error:
+            raise ValueError(f"prune: graph: {error}") from None
     if not fits:
         raise ValueError(
             "prune: plan: expected a plan made for this graph, got one for other axes "

@@ -200,8 +200,15 @@ def cost_model(
         The model, whose costs are in the order of `costs`.
 
     Raises:
-        ValueError: A parameter may be pruned along more than two dimensions.
+        ValueError: A parameter may be pruned along more than two dimensions, or the dense network
+            costs 2^63 or more.
     """
+    for cost, by_parameter in costs.items():
+        dense = sum(by_parameter[name] * one.numel() for name, one in parameters.items())
+        if abs(dense) + abs(constants[cost]) >= 2**63:
+            raise ValueError(
+                f"cost_model: costs: expected the dense network's {cost} below 2^63, got {dense:,}"
+            )
     terms: dict[tuple[int, int], list[int]] = {(ONE, ONE): [constants[name] for name in costs]}
     for name, tensor in parameters.items():
         own = counts.of.get(name, {})

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -117,6 +117,24 @@ def generators_of(loader: DataLoader[Any]) -> list[torch.Generator]:
     return list(found.values())
 
 
+class _Written:
+    """A file that remembers why it could not be written to."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def write_state(
     path: str,
     identity: dict[str, Any],
@@ -148,8 +166,14 @@ def write_state(
         "scaler": None if scaler is None else scaler.state_dict(),
         "random": None if random_state is None else vars(random_state),
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        written = _Written(file)
+        try:
+            torch.save(content, cast(IO[bytes], written))
+        except Exception:
+            if written.error is not None:  # of which torch says no more than where in the file
+                raise written.error from None
+            raise
 
 
 def read_state(

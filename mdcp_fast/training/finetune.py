@@ -11,7 +11,6 @@ bit for bit, as one that was not.
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mdcp_fast.modules.calls import eval_mode
+from mdcp_fast.modules.files import AnyPath
 from mdcp_fast.training.accelerator import fresh_accelerator
 from mdcp_fast.training.checkpoint import RandomState, generators_of
 from mdcp_fast.training.config import Recipe
@@ -55,7 +55,7 @@ def finetune(
     metric: Metric | None = None,
     accumulate: int = 1,
     mixed_precision: str = "no",
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: AnyPath | None = None,
     checkpoint_steps: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -92,8 +92,10 @@ def finetune(
     Args:
         model: The network, trained in place.
         train: Batches of (inputs, targets) from a DataLoader, or a Dataset to be shuffled into
-            batches of `batch_size`. Inputs are a tensor or a tuple of the model's arguments;
-            targets are class indices, unless `loss` says otherwise. With a teacher also inputs
+            batches of `batch_size`. Inputs are a tensor, a tuple of the model's arguments or a
+            dict of named ones, which may hold the targets, too, as "targets", "target", "labels" or
+            "label". Targets are class indices, or probabilities of the logits' shape, that sum to
+            1, unless `loss` says otherwise. With a teacher also inputs
             without labels.
         validation: Likewise, or None. Without labels: the inputs to hold out, of other scenes than
             those in `train`.

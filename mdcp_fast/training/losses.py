@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdcp_fast.training.evaluation import tensors_of
+from mdcp_fast.modules.calls import Inputs, call
+from mdcp_fast.training.evaluation import described, kind_of, tensors_of
 
 AUXILIARY = 0.3  # weight of each further output in training, e.g. GoogLeNet's auxiliary heads
 
@@ -23,7 +24,14 @@ class CrossEntropy:
     def __init__(self, label_smoothing: float) -> None:
         self.label_smoothing = label_smoothing
 
-    def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        logits = tensors_of(outputs)[0]
+        if kind_of(targets, logits) is None:
+            raise ValueError(
+                "finetune: loss: expected one of your own, such as torch.nn.MSELoss(), since the "
+                "default one is for classes, and the targets are neither classes nor probabilities "
+                f"of {list(logits.shape)} outputs: {described(targets)}"
+            )
         first, *others = (
             F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
             for logits in tensors_of(outputs)
@@ -39,9 +47,7 @@ class Objective:
     ) -> None:
         self.loss, self.teacher, self.weight, self.temperature = loss, teacher, weight, temperature
 
-    def __call__(
-        self, outputs: Any, inputs: tuple[Any, ...], targets: Any, autocast: Any
-    ) -> Tensor:
+    def __call__(self, outputs: Any, inputs: Inputs, targets: Any, autocast: Any) -> Tensor:
         loss = self.loss(outputs, targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -50,8 +56,14 @@ class Objective:
             )
         if self.teacher is None or self.weight == 0:
             return loss
+        if kind_of(targets, tensors_of(outputs)[0]) is None:
+            raise ValueError(
+                "finetune: teacher: expected none, or distillation=0, since a divergence of "
+                "classes is taken from it, and the targets are neither classes nor probabilities: "
+                f"{described(targets)}; a loss of your own may ask the teacher itself"
+            )
         with torch.no_grad(), autocast():
-            wanted = tensors_of(self.teacher(*inputs))[0].float()
+            wanted = tensors_of(call(self.teacher, inputs))[0].float()
         logits = tensors_of(outputs)[0].float()
         if wanted.shape != logits.shape:
             raise ValueError(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mdcp_fast.modules.calls import eval_mode
+from mdcp_fast.modules.calls import call, eval_mode, samples_in
+from mdcp_fast.modules.files import AnyPath
 from mdcp_fast.modules.layer_kinds import is_batch_norm
 from mdcp_fast.training.checkpoint import (
     RandomState,
@@ -72,8 +73,8 @@ class _Trainee(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.model(*inputs)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.model(*inputs, **named)
 
 
 class TrainingRun:
@@ -116,11 +117,9 @@ class TrainingRun:
         )
         self.state = TrainingState()
 
-    def go(
-        self, checkpoint: str | os.PathLike[str] | None, checkpoint_steps: int | None, bar: Silent
-    ) -> History:
+    def go(self, checkpoint: AnyPath | None, checkpoint_steps: int | None, bar: Silent) -> History:
         state, identity = self.state, self.identity()
-        path = None if checkpoint is None else os.path.join(checkpoint, "finetune.pt")
+        path = None if checkpoint is None else os.path.join(os.fsdecode(checkpoint), "finetune.pt")
         if path is not None and self.accelerator.is_main_process:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         random: RandomState | None = None
@@ -191,7 +190,7 @@ class TrainingRun:
             inputs, targets = batch_on("finetune: train", batch, self.model, self.device)
             with self.accelerator.accumulate(self.net):
                 value = self.objective(
-                    self.net(*inputs), inputs, targets, self.accelerator.autocast
+                    call(self.net, inputs), inputs, targets, self.accelerator.autocast
                 )
                 # Accelerate divides by `accumulate`; the last window of an epoch may be shorter.
                 first = index - index % recipe.accumulate
@@ -199,7 +198,7 @@ class TrainingRun:
                 self.accelerator.backward(value * (recipe.accumulate / window))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            size = len(inputs[0])
+            size = samples_in(inputs)
             state.loss = state.loss + value.detach().float().reshape(()) * size
             state.samples += size
             learning_rate = float(self.optimizer.param_groups[0]["lr"])
@@ -244,11 +243,16 @@ class TrainingRun:
                 self.metric,
                 self.device,
                 self.accelerator.gather_for_metrics,
+                self.model,
             )
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with this run: plain values, and shapes by name."""
-        shapes = {name: list(t.shape) for name, t in self.model.state_dict().items()}
+        shapes = {
+            name: list(value.shape)
+            for name, value in self.model.state_dict().items()
+            if isinstance(value, Tensor)  # and no extra state
+        }
         trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
         return {
             "model": shapes,

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mdcp_fast.modules.calls import Inputs, map_tensors, samples_in, tensors_in
 from mdcp_fast.training.checkpoint import RandomState, generators_of
+from mdcp_fast.training.evaluation import TARGETS
 
 MOST_SAMPLES = 4096  # that are kept in memory
 HELD_OUT = 4  # one sample of so many
@@ -21,8 +22,8 @@ def without_labels(data: Any) -> bool:
     """Whether training data are inputs alone.
 
     They are where they are a tensor or a mapping of tensors (one batch), a Dataset or DataLoader
-    whose samples are a tensor, a mapping or a tuple of one, or any other iterable but a tuple.
-    A pair is (inputs, targets).
+    whose samples are a tensor, a mapping without targets or a tuple of one, or any other iterable
+    but a tuple. A pair is (inputs, targets).
     """
     if isinstance(data, (Tensor, Mapping)):
         return True
@@ -46,7 +47,9 @@ def _first_sample(data: Dataset[Any] | DataLoader[Any]) -> Any:
 
 def _is_input(batch: Any) -> bool:
     single = isinstance(batch, (tuple, list)) and len(batch) == 1
-    return isinstance(batch, (Tensor, Mapping)) or single
+    if isinstance(batch, Mapping):
+        return not any(name in batch for name in TARGETS)
+    return isinstance(batch, Tensor) or single
 
 
 def read_inputs(name: str, data: Any, batch_size: int, op: str = "finetune") -> list[Inputs]:

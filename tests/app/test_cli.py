@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from processes import run_python
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -17,6 +18,7 @@ import mdcp_fast
 from mdcp_fast.app import cli
 from mdcp_fast.app.cli import app
 from mdcp_fast.app.datasets import load_data
+from mdcp_fast.modules.files import atomic_write
 from mdcp_fast.pruning.plan import PruningPlan
 
 FILES = {
@@ -147,3 +149,19 @@ def test_an_unwritable_folder_is_found_before_the_work(tmp_path: Path) -> None:
 def test_words_that_are_no_numbers() -> None:
     ended = run("demo", "--macs", "half")
     assert ended.exit_code == 2 and "Invalid value for '--macs'" in ended.output
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of the system, whatever library wrote."""
+
+    def full(**options: Any) -> None:
+        with atomic_write(options["out"] / "model.safetensors"):
+            raise SafetensorError("Error while serializing: I/O error: full (os error 28)")
+
+    monkeypatch.setattr("mdcp_fast.app.demo.run_demo", full)
+    ended = run("demo", "--out", tmp_path)
+    said = f"mdcp-fast: [Errno 28] No space left on device: '{tmp_path}/model.safetensors'\n"
+    assert ended.exit_code == 2 and ended.output == said
+    assert os.listdir(tmp_path) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.planning.budgets import largest_within, limits_of
 from mdcp_fast.planning.method import Method
 from mdcp_fast.planning.rounding import allowed_widths
 from mdcp_fast.planning.search import search
@@ -259,3 +261,33 @@ def test_a_model_with_nothing_to_prune_says_why() -> None:
     graph = trace(nn.Linear(4, 3).eval(), torch.randn(1, 4))
     with pytest.raises(ValueError, match="got none: .*the network's output"):
         search(graph, macs=0.5)
+
+
+@pytest.mark.parametrize("dense", [1, 7, 100, 1_000, 108_000, 2**53 + 1, 10**17 + 3])
+def test_a_budget_is_the_most_whose_share_is_no_larger(dense: int) -> None:
+    """Among them shares that a product with the dense cost rounds to one less, as 0.29 of 100."""
+    some = {*range(1, min(dense, 200)), dense // 3, dense // 2 + 1, dense - 1, dense} - {0}
+    for whole in some:
+        most = largest_within(whole / dense, dense)
+        assert most >= whole and most / dense <= whole / dense
+        assert most == dense or (most + 1) / dense > whole / dense
+    assert largest_within(0.29, 100) == 29 and largest_within(1.0, dense) == dense
+    assert largest_within(math.nextafter(0.29, 0), 100) == 28
+    assert largest_within(1e-300, dense) == 0
+
+
+def test_what_a_plan_costs_is_a_budget_for_as_large_a_plan(graph: ChannelGraph) -> None:
+    widest = [axis.channels for axis in graph.axes]
+    for axis, channels in enumerate(widest):
+        for width in range(1, channels, 5):
+            kept = [range(c if i != axis else width) for i, c in enumerate(widest)]
+            plan = PruningPlan.build(graph, kept)
+            for name in ("macs", "params"):
+                fraction = plan.costs[name] / plan.dense_costs[name]
+                smallest = [torch.tensor([1])] * len(widest)
+                limits = limits_of(graph, [{name: fraction}], smallest, {})
+                column = list(graph.costs).index(name)
+                assert int(limits[0, column]) == plan.costs[name]
+    plan = search(graph, macs=0.37, round_to=1)
+    again = search(graph, macs=plan.macs / plan.dense_macs, round_to=1)
+    assert again.macs == plan.macs

@@ -217,3 +217,132 @@ def test_blocks_without_axes_have_empty_plans() -> None:
     plan = PruningPlan.build(graph, [])
     assert plan.positions == {} and (plan.macs, plan.params) == (graph.macs, graph.params)
     assert "Left whole" in str(plan)
+
+
+def changed(data: Any, key: str, value: Any) -> Any:
+    """A plan's JSON with another value under a key such as axes.0.kept."""
+    at, (*way, last) = data, key.split(".")
+    for step in way:
+        at = at[int(step)] if isinstance(at, list) else at[step]
+    at[int(last) if isinstance(at, list) else last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("axes.0.kept", [5, 5, -3, 10**9], r"axes\[0\].kept\[2\]: expected a number from 0 to 7"),
+        ("axes.0.kept", [5, 5], r"axes\[0\].kept: expected at least one position, in rising order"),
+        ("axes.0.kept", [5, 3], r"axes\[0\].kept: expected at least one position, in rising order"),
+        ("axes.0.kept", [], r"axes\[0\].kept: expected at least one position"),
+        ("axes.0.kept", [0.5], r"axes\[0\].kept\[0\]: expected a whole number, got 0.5"),
+        ("axes.0.kept", [1.0], r"axes\[0\].kept\[0\]: expected a whole number, got 1.0"),
+        ("axes.0.kept", ["1"], r"axes\[0\].kept\[0\]: expected a whole number, got '1'"),
+        ("axes.0.kept", [True], r"axes\[0\].kept\[0\]: expected a whole number, got True"),
+        ("axes.0.kept", {"0": 1}, r"axes\[0\].kept: expected a list"),
+        ("axes.0.channels", -8, r"axes\[0\].channels: expected a number from 1, got -8"),
+        ("axes.0.channels", "8", r"axes\[0\].channels: expected a whole number, got '8'"),
+        ("axes.0.channels", True, r"axes\[0\].channels: expected a whole number, got True"),
+        ("axes.0.name", 3, r"axes\[0\].name: expected text, got 3"),
+        ("axes.0.name", "a", "axes: expected different names, got 'a' twice"),
+        ("axes.0.clusters", [0], r"axes\[0\].clusters: expected 8 numbers"),
+        ("axes.0.clusters", "0", r"axes\[0\].clusters: expected a list or null"),
+        ("axes.0.clusters", [-1] * 8, r"axes\[0\].clusters\[0\]: expected a number from 0 to 7"),
+        ("axes.0.rotated", 1, r"axes\[0\].rotated: expected"),
+        ("axes.0.reason", 1, r"axes\[0\].reason: expected text or null"),
+        ("axes.0", None, r"axes\[0\]: expected an object"),
+        ("costs.macs", 1e300, "costs.macs: expected a whole number"),
+        ("costs.macs", -1, "costs.macs: expected a number from 0"),
+        ("costs.macs", 2**62, "costs.macs: expected at most the dense network's"),
+        ("costs.extra", 1, "costs: expected macs, params and the names of dense_costs"),
+        ("budget", {"macs": "0.5"}, "budget.macs: expected a finite number, got '0.5'"),
+        ("history", [None], r"history\[0\]: expected a finite number, got None"),
+        ("settings", [], "settings: expected an object"),
+        ("settings", {"multiple": "8"}, "settings.multiple: expected a whole number, got '8'"),
+        ("positions.stem.weight", [], "positions.stem.weight: expected an object"),
+        ("shapes", {}, None),
+        ("shapes", 3, "shapes: expected an object"),
+        ("format", True, "format: expected a whole number, got True"),
+        ("format", 1.0, "format: expected a whole number, got 1.0"),
+        ("format", 0, "format: expected 1 to"),
+    ],
+)
+def test_every_value_is_checked_and_named(
+    graph: ChannelGraph, key: str, value: Any, message: str | None
+) -> None:
+    data = json.loads(plan_of(graph).to_json())
+    if key.startswith("positions."):
+        data["positions"][key.removeprefix("positions.")] = value
+    else:
+        data = changed(data, key, value)
+    if message is None:
+        PruningPlan.from_json(json.dumps(data))
+        return
+    with pytest.raises(ValueError, match=f"PruningPlan: {message}"):
+        PruningPlan.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "message"),
+    [
+        ({"-1": [0]}, "expected the number of a dimension, got '-1'"),
+        ({"00": [0]}, "expected the number of a dimension, got '00'"),
+        ({" 0": [0]}, "expected the number of a dimension, got ' 0'"),
+        ({"4": [0]}, "positions.stem.weight.4: expected a number from 0 to 3, got 4"),
+        ({"0": [8]}, r"positions.stem.weight.0\[0\]: expected a number from 0 to 7, got 8"),
+        ({"0": [-1]}, r"positions.stem.weight.0\[0\]: expected a number from 0"),
+        ({"0": [2, 1]}, "positions.stem.weight.0: expected at least one position, in rising"),
+        ({"0": [1, 1]}, "positions.stem.weight.0: expected at least one position, in rising"),
+        ({"0": []}, "positions.stem.weight.0: expected at least one position"),
+        ({"0": [1.0]}, r"positions.stem.weight.0\[0\]: expected a whole number, got 1.0"),
+        ({"0": [False]}, r"positions.stem.weight.0\[0\]: expected a whole number, got False"),
+        ({"0": "01"}, "positions.stem.weight.0: expected a list, got str"),
+    ],
+)
+def test_every_position_is_checked_and_named(
+    graph: ChannelGraph, dimensions: dict[str, Any], message: str
+) -> None:
+    data = json.loads(plan_of(graph).to_json())
+    data["positions"]["stem.weight"] = dimensions
+    with pytest.raises(ValueError, match=message):
+        PruningPlan.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 4, "format": 3}', "the key 'format' twice in an object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ('{"format": NaN}', "the number NaN, which is not finite"),
+        ('{"format": -Infinity}', "the number -Infinity, which is not finite"),
+        ('{"format": 1e999}', "the number 1e999, which is not finite"),
+        (
+            '{"format": 9223372036854775808}',
+            "number 9223372036854775808, which is beyond",
+        ),
+        ('{"format": ' + "9" * 10_000 + "}", "which is beyond int64"),
+        ("", "Expecting value"),
+        ("\0", "Expecting value"),
+    ],
+)
+def test_text_that_json_lets_pass_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"PruningPlan.from_json: text: .*{message}"):
+        PruningPlan.from_json(text)
+
+
+def test_plans_made_by_hand_are_checked_alike(graph: ChannelGraph) -> None:
+    plan = plan_of(graph)
+    with pytest.raises(ValueError, match=r"PruningPlan: axes\[0\].kept: expected"):
+        replace(plan, axes=(replace(plan.axes[0], kept=(1, 0)), *plan.axes[1:]))
+    with pytest.raises(ValueError, match=r"PruningPlan: history\[0\]: expected a finite number"):
+        replace(plan, history=(float("inf"),))
+    with pytest.raises(ValueError, match="positions.stem.weight.0: expected an int64 tensor"):
+        replace(plan, positions={"stem.weight": {0: torch.zeros(2)}}, shapes={})
+
+
+def test_the_dense_networks_shapes_are_recorded(graph: ChannelGraph) -> None:
+    plan = plan_of(graph)
+    sizes = {name: tuple(tensor.shape) for name, tensor in graph.model.state_dict().items()}
+    assert plan.shapes == {name: sizes[name] for name in plan.positions}
+    assert PruningPlan.from_json(plan.to_json()).shapes == plan.shapes

@@ -121,3 +121,17 @@ def test_a_training_step_after_pruning(graph: ChannelGraph) -> None:
     optimizer.step()
     moved = [not torch.equal(p, b) for p, b in zip(small.parameters(), before, strict=True)]
     assert any(moved)
+
+
+@pytest.mark.parametrize("options", [{}, {"compensate": False}, {"recalibrate": False}])
+@pytest.mark.parametrize("size", [1e19, 1e37])
+def test_calibration_that_overflows_is_refused(options: dict[str, bool], size: float) -> None:
+    """Infinite statistics would make every channel behind them dead, without a word."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)
+    )
+    graph = trace(net.eval(), torch.zeros(1, 3, 8, 8))
+    plan, images = PruningPlan.build(graph, [range(3)]), torch.randn(8, 3, 8, 8) * size
+    with pytest.raises(ValueError, match="calibration: expected inputs for which what the"):
+        prune(graph, plan, calibration=[images], check=False, **options)

@@ -13,6 +13,8 @@ import torch
 from blocks import BLOCKS, DenseConcatenation, Residual, SharedWeights, image
 from plans import random_plan
 from processes import run_python
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mdcp_fast
@@ -66,8 +68,6 @@ def test_in_a_fresh_process(saved: tuple[Path, nn.Module]) -> None:
 
 
 def test_the_file_is_plain_safetensors(saved: tuple[Path, nn.Module]) -> None:
-    from safetensors.torch import load_file
-
     path, small = saved
     tensors = load_file(path)
     assert set(tensors) == set(small.state_dict())
@@ -221,3 +221,175 @@ def test_a_written_file_has_the_usual_rights(tmp_path: Path) -> None:
         temporary.write_text("new")
     modes = {(tmp_path / name).stat().st_mode for name in ("plain", "whole")}
     assert len(modes) == 1 and (tmp_path / "whole").read_text() == "new"
+
+
+def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
+    """Even one that would come out at the same size, of which the plan says other channels."""
+    net, wider = (
+        nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 3))
+        for width in (8, 16)
+    )
+    graph = trace(net, image())
+    plan = PruningPlan.build(graph, [[0, 2, 7]])
+    save(tmp_path / "small", prune(graph, plan), plan)
+    with pytest.raises(ValueError, match=r"one with 0.weight of shape \[8, 3, 3, 3\], got \[16, "):
+        load(tmp_path / "small", lambda: wider)
+
+
+def test_bytes_paths(saved: tuple[Path, nn.Module]) -> None:
+    path, small = saved
+    other = os.fsencode(path.parent) + b"/\xff \xc3\x28"
+    save(other, small, PruningPlan.from_json(metadata_of(path)["mdcp_fast.plan"]))
+    assert torch.equal(load(other, Residual)(image()), small.eval()(image()))
+    assert torch.equal(load(os.fsencode(path), Residual)(image()), small.eval()(image()))
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, str]], None]) -> None:
+    """Another file of the same tensors and metadata but for `change`."""
+    tensors, metadata = load_file(path), metadata_of(path)
+    change(tensors, metadata)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t, m: t.update({"a.weight": t["a.weight"].to(torch.complex64)}),
+            "of torch.complex6",
+        ),
+        (lambda t, m: t.update({"a.weight": t["a.weight"].to(torch.int32)}), "of torch.int32, got"),
+        (lambda t, m: t.update({"a.weight": t["a.weight"].bool()}), "of torch.bool, got"),
+        (
+            lambda t, m: t.update({"bn.num_batches_tracked": torch.tensor(0.5)}),
+            "bn.num_batches_tracked of torch.float32, got torch.int64",
+        ),
+        (
+            lambda t, m: t.update({"bn.num_batches_tracked": torch.tensor(3, dtype=torch.int32)}),
+            "of",
+        ),
+        (lambda t, m: m.update({"mdcp_fast.frozen": "{}"}), "frozen: expected a list of names"),
+        (lambda t, m: m.update({"mdcp_fast.frozen": "[3]"}), "frozen: expected a list of names"),
+        (lambda t, m: m.update({"mdcp_fast.frozen": "[" * 99999}), "nested too deeply"),
+        (lambda t, m: m.update({"mdcp_fast.extra_state": "[]"}), "extra_state: expected an object"),
+        (
+            lambda t, m: m.update({"mdcp_fast.extra_state": '{"a._extra_state": 1}'}),
+            "without .'a._extra_state'",
+        ),
+    ],
+)
+def test_relabelled_content_is_refused(
+    saved: tuple[Path, nn.Module], change: Callable[..., None], message: str
+) -> None:
+    path, _ = saved
+
+    def without_digest(tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+        change(tensors, metadata)
+        del metadata["mdcp_fast.digest"]
+
+    rewrite(path, without_digest)
+    with pytest.raises(ValueError, match=f"load: .*{message}"):
+        load(path, Residual)
+
+
+def test_files_of_versions_without_a_digest_are_read(saved: tuple[Path, nn.Module]) -> None:
+    path, small = saved
+
+    def old(_: Any, metadata: dict[str, str]) -> None:
+        del metadata["mdcp_fast.digest"], metadata["mdcp_fast.extra_state"]
+
+    rewrite(path, old)
+    assert torch.equal(load(path, Residual)(image()), small.eval()(image()))
+
+
+class Scaled(nn.Module):
+    """Keeps something beside its tensors."""
+
+    def __init__(self, extra: Any = None) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.extra = extra
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu())
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+
+class Outer(nn.Module):
+    def __init__(self, extra: Any = None) -> None:
+        super().__init__()
+        self.inner = Scaled(extra)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("kind", [Scaled, Outer])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"scale": 0.1, "names": ["a", None], "on": True, "steps": 2**40},
+        torch.arange(5.0),
+        torch.tensor(3),
+        torch.zeros(2, 0, dtype=torch.bool),
+        None,
+        "text",
+        [],
+        7,
+    ],
+    ids=str,
+)
+def test_extra_state_comes_back(tmp_path: Path, kind: type[nn.Module], extra: Any) -> None:
+    model = kind(extra)
+    small, plan = pruned(model)
+    save(tmp_path / "small", small, plan)
+    loaded = load(tmp_path / "small", kind)
+    found = (loaded if kind is Scaled else loaded.inner).extra
+    assert type(found) is type(extra)
+    if isinstance(extra, torch.Tensor):
+        assert found.dtype == extra.dtype and torch.equal(found, extra)
+    else:
+        assert found == extra
+    assert torch.equal(loaded(image()), small.eval()(image()))
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind"),
+    [
+        ({1, 2}, "set"),
+        ({"t": torch.ones(1)}, "dict"),
+        ((1, 2), "tuple"),
+        (float("nan"), "float"),
+        ({1: 2}, "dict"),
+        (2**70, "int"),
+        (b"x", "bytes"),
+    ],
+)
+def test_extra_state_that_would_not_come_back_is_refused_by_name(
+    tmp_path: Path, extra: Any, kind: str
+) -> None:
+    small, plan = pruned(Outer(extra))
+    with pytest.raises(ValueError, match=f"got {kind} as inner._extra_state"):
+        save(tmp_path / "small", small, plan)
+    assert os.listdir(tmp_path) == []
+
+
+def test_extra_state_that_nobody_takes_back_is_refused_by_name(tmp_path: Path) -> None:
+    class OneWay(Scaled):
+        set_extra_state = nn.Module.set_extra_state
+
+    small, plan = pruned(OneWay(3))
+    with pytest.raises(
+        ValueError, match="expected a set_extra_state .* none for _extra_state in On"
+    ):
+        save(tmp_path / "small", small, plan)

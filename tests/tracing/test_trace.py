@@ -309,3 +309,16 @@ def test_a_layer_whose_weight_is_computed_is_named_with_the_reason() -> None:
     named = {one.name: one for one in graph.fixed}
     (found,) = [one for name, one in named.items() if name.startswith("0.")]
     assert found.channels == 16 and "weight" in found.reason
+
+
+def test_a_cost_that_leaves_int64_is_refused() -> None:
+    """It would wrap around, and every budget would be met."""
+    layer = nn.Linear(8, 8)
+    graph = trace(nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 8))
+    with pytest.raises(ValueError, match="the dense network's macs below 2.63, got 12,970,366"):
+        cost_model(
+            dict(graph.model.named_parameters()),
+            graph.counts,
+            {"macs": dict.fromkeys(dict(graph.model.named_parameters()), 2**57)},
+            {"macs": 0},
+        )
