@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mdcp_fast.modules.layer_kinds import update_sizes
 from mdcp_fast.modules.memory_format import in_format_of, prefers_channels_last
+from mdcp_fast.modules.names import plain_tensors
 
 Positions = Mapping[str, Mapping[int, Tensor]]
 Kept = Callable[[Tensor, Mapping[int, Tensor]], Tensor]  # see `kept_tensor`
@@ -87,6 +88,9 @@ def removed_meanwhile(
                     vars(module)[kind] = type(own)(
                         (name, _replaced(tensor, wanted, made)) for name, tensor in own.items()
                     )
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Tensor):
+                    vars(module)[name] = _replaced(value, wanted, made)
         for path, module in twin.named_modules():
             update_sizes(module, dense.get_submodule(path))
         yield
@@ -109,7 +113,7 @@ def _replaced(tensor: Tensor | None, wanted: Mapping[int, Any], made: dict[int, 
 
 @torch.inference_mode(False)  # else the new parameters could not be trained
 def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A deep copy of `model` in which `change` makes every parameter and buffer.
+    """A deep copy of `model` in which `change` makes every parameter, buffer and plain tensor.
 
     What changes its shape or its strides gets the memory format of the network.
 
@@ -130,8 +134,9 @@ def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     for parameter in model.parameters():
         new = changed(parameter)
         memo[id(parameter)] = nn.Parameter(new, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = changed(buffer)
+    for tensor in (*model.buffers(), *plain_tensors(model).values()):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = changed(tensor).requires_grad_(tensor.requires_grad)
     for module in model.modules():
         for value in vars(module).values():
             if type(value) in (OrderedDict, set) and not value:
@@ -144,7 +149,7 @@ def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its fully qualified name.
+    """A parameter, buffer or plain tensor by its fully qualified name.
 
     Raises:
         ValueError: `model` does not have it.

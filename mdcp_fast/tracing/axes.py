@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mdcp_fast.tracing.labels import INPUT, OUTPUT, Resolved, Use
+from mdcp_fast.tracing.labels import COMPUTED, INPUT, OUTPUT, Resolved, Use
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Axis:
         bent: What keeps the channels from being rotated: an op on the way from the layers that
             write them to those that read them that is not linear, or tells channels apart; None for
             a linear stream.
+        computed: Where they sit in weights that the network computes, which cost MACs.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Axis:
     places: tuple[ParameterSlice, ...]
     exact: bool = True
     bent: str | None = None
+    computed: tuple[ParameterSlice, ...] = ()
 
     @property
     def producers(self) -> tuple[ParameterSlice, ...]:
@@ -106,7 +108,8 @@ def gather(
     for number, found in sorted(places.items(), key=lambda item: item[1][0]):
         members = (group == number).nonzero().flatten()
         reason, mixed = fates[int(fate[members[0]])]
-        axis_places = tuple(place for _, place in found)
+        axis_places = tuple(place for _, place in found if place.role != COMPUTED)
+        computed = tuple(place for _, place in found if place.role == COMPUTED)
         writers = [place for place in axis_places if place.role == OUTPUT]
         if not writers:
             if reason is not None:
@@ -122,7 +125,7 @@ def gather(
             reason = "no layer reads these channels"
         if reason is None:
             bent = _first_reason(resolved, members)
-            axes.append(Axis(name, len(members), axis_places, mixed is None, bent))
+            axes.append(Axis(name, len(members), axis_places, mixed is None, bent, computed))
         else:
             fixed.append(FixedAxis(name, positions, reason))
     return _unique_names(axes), merged(fixed + _computed_layers(uses, unwritten))

@@ -63,7 +63,8 @@ class ChannelGraph:
         self.normalized_by = dict(normalized_by or {})
         parameters: dict[str, Tensor] = dict(model.named_parameters())
         for one in self.multiplications:  # a fixed filter may be a buffer
-            parameters.setdefault(one.weight, tensor_of(model, one.weight))
+            if one.weight not in parameters:
+                parameters[one.weight] = multiplied(model, one)
         each = parameter_costs(parameters, self.multiplications)
         self.costs = {
             cost: sum(by_parameter[name] * one.numel() for name, one in parameters.items())
@@ -193,12 +194,10 @@ class ChannelGraph:
     def shares(self) -> list[float]:
         """For each axis, the share of the MACs spent in layers that write or read its channels."""
         times = macs_by_weight(self.multiplications)
-        spent = {n: t * tensor_of(self.model, n).numel() for n, t in times.items()}
-        return [
-            sum(spent.get(name, 0) for name in {place.parameter for place in axis.places})
-            / max(self.macs, 1)
-            for axis in self.axes
-        ]
+        sizes = {one.weight: multiplied(self.model, one) for one in self.multiplications}
+        spent = {name: count * sizes[name].numel() for name, count in times.items()}
+        touched = [{p.parameter for p in (*axis.places, *axis.computed)} for axis in self.axes]
+        return [sum(spent.get(name, 0) for name in names) / max(self.macs, 1) for names in touched]
 
     def __str__(self) -> str:
         lines = [
@@ -219,6 +218,13 @@ class ChannelGraph:
         return "\n".join(lines + left_whole(self.fixed))
 
     __repr__ = __str__
+
+
+def multiplied(model: nn.Module, one: Multiplication) -> Tensor:
+    """What a layer multiplies by: a tensor of the network, or one of the shape that it computes."""
+    if one.shape is None:
+        return tensor_of(model, one.weight)
+    return torch.empty(one.shape, device="meta")
 
 
 def left_whole(fixed: Iterable[FixedAxis]) -> list[str]:

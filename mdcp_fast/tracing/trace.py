@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, as_inputs, count_macs, tensors_in
 from mdcp_fast.modules.names import shared_names
-from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.tracing.axes import Axis, FixedAxis, gather, merged, module_of
 from mdcp_fast.tracing.check import failing_axes
 from mdcp_fast.tracing.export import export, export_training
-from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.graph import ChannelGraph, multiplied
 from mdcp_fast.tracing.labels import ALONG, OUTPUT, Walk, walk_program
 
 
@@ -71,7 +70,7 @@ def trace(
     walk_program(walk, export(model, inputs), same)
     multiplications = list(walk.multiplications)  # training mode has other costs
     if walk.all_known and not _unreached(walk, model):
-        macs = sum(one.positions * tensor_of(model, one.weight).numel() for one in multiplications)
+        macs = sum(one.positions * multiplied(model, one).numel() for one in multiplications)
     else:
         macs = count_macs(model, inputs)
     unreached = _walk_unreached(walk, model, inputs, same)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -32,6 +33,7 @@ from mdcp_fast.tracing.labels.state import (
     op_name,
     ops,
 )
+from mdcp_fast.tracing.labels.weights import made_to_size
 
 BEFORE_BATCH_NORM = frozenset(
     operator
@@ -44,7 +46,7 @@ BEFORE_BATCH_NORM = frozenset(
 def convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
-        return computed_weight(walk, call)
+        return computed_weight(walk, call, CONVOLUTION)
     kind = CONVOLUTION
     dim, inputs, outputs = layer_channels(walk, call, kind)
     walk.use(weight, kind.output_dimension, outputs, OUTPUT)
@@ -64,7 +66,7 @@ def convolution(walk: Walk, call: Call) -> Any:
 def transposed_convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
-        return computed_weight(walk, call)
+        return computed_weight(walk, call, TRANSPOSED)
     kind = TRANSPOSED
     dim, inputs, outputs = layer_channels(walk, call, kind)
     if groups > 1 and groups == len(inputs):
@@ -99,7 +101,7 @@ def depthwise(walk: Walk, inputs: Tensor, outputs: Tensor) -> None:
 def linear(walk: Walk, call: Call) -> Any:
     weight, out = call["weight"], call.value
     if not walk.is_parameter(weight):
-        return computed_weight(walk, call)
+        return computed_weight(walk, call, LINEAR)
     kind = LINEAR
     dim, inputs, outputs = layer_channels(walk, call, kind)
     walk.use(weight, kind.input_dimension, inputs, INPUT)
@@ -109,8 +111,52 @@ def linear(walk: Walk, call: Call) -> Any:
     return spread(outputs, out.shape, dim)
 
 
-def computed_weight(walk: Walk, call: Call) -> Any:
-    return walk.unknown(call, "a layer whose weight is computed")
+def computed_weight(walk: Walk, call: Call, kind: MatrixKind) -> Any:
+    """A layer whose weight is computed of parameters: it has the channels that they have."""
+    weight, title = call["weight"], "a layer whose weight is computed"
+    own, reason = walk.weight(weight), f"{title}: {call.name}, {call.where}"
+    groups, out, source = call["groups"] or 1, call.value, call["input"].meta["val"]
+    dim = kind.channel_dimension(out, weight.meta["val"])
+    count = source.shape[dim]
+    if own is None or groups not in (1, count):
+        return walk.unknown(call, title)
+    outputs = kind.outputs(weight.meta["val"], groups)
+    inputs = walk.channels(walk.labels(call["input"]), dim)
+    if groups == 1:
+        walk.classes.merge(inputs, own[kind.input_dimension], reason)
+        made = own[kind.output_dimension]
+        along = {kind.input_dimension: inputs, kind.output_dimension: made}
+    else:
+        made = walk.classes.fresh(outputs)
+        depthwise(walk, inputs, made)
+        along = {0: inputs if kind is TRANSPOSED else made}
+        if not made_to_size(walk, weight, len(own[0])):
+            walk.classes.merge(along[0], own[0], reason)
+    bias = call["bias"]
+    if walk.is_parameter(bias):
+        walk.use(bias, 0, made, ALONG)
+    elif bias is not None:
+        walk.classes.merge(made, walk.channels(walk.labels(bias), 0), reason)
+    positions = source.numel() // count if kind is TRANSPOSED else out.numel() // outputs
+    walk.computes(call, weight, positions, along)
+    credit(walk, weight, made, inputs)
+    return spread(made, out.shape, dim)
+
+
+def credit(walk: Walk, weight: Node, outputs: Tensor, inputs: Tensor) -> None:
+    """The parameters that a weight is computed of write and read its channels, as it does."""
+    sources, size = walk.sources(weight), weight.meta["val"].numel()
+    whole = [source for source in sources if source.meta["val"].numel() == size]
+    for source in whole or sources:
+        for d in range(source.meta["val"].dim()):
+            use = walk.uses.get((walk.parameter_name(source), d))
+            if use is None:
+                continue
+            own = walk.classes.roots(use.labels)
+            if torch.equal(own, walk.classes.roots(outputs)):
+                use.role = OUTPUT
+            elif torch.equal(own, walk.classes.roots(inputs)):
+                use.role, use.read = (INPUT if use.role == ALONG else use.role), True
 
 
 def batch_norm(walk: Walk, call: Call) -> Any:

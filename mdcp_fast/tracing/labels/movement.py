@@ -47,6 +47,7 @@ RESHAPE = (
 )
 REORDER = "permute transpose t numpy_T movedim moveaxis swapaxes swapdims mT mH adjoint"
 SELECT = "slice select split split_with_sizes unbind narrow tensor_split unsafe_chunk unsafe_split"
+EXACT_SUMS = ("sum", "norm", "linalg_vector_norm")  # in which a zero more or less is nothing
 REDUCE = (
     "mean sum amax amin max min prod std var norm linalg_vector_norm logsumexp argmax argmin "
     "any all median std_mean var_mean"

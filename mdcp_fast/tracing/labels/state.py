@@ -14,6 +14,10 @@ from mdcp_fast.tracing.labels.label_tensors import compact, none, spread, varies
 from mdcp_fast.tracing.labels.union_find import Classes, Resolved
 
 OUTPUT, INPUT, ALONG = "output", "input", "along"
+COMPUTED = "computed"  # along a weight that the network computes: it costs what a parameter does
+
+
+UNSUPPORTED = "a parameter used outside a layer along several dimensions"
 
 
 @dataclass
@@ -33,10 +37,17 @@ class Use:
 
 @dataclass
 class Multiplication:
-    """A layer's cost: `positions` times the number of entries of its weight."""
+    """A layer's cost: `positions` times the number of entries of its weight.
+
+    Attributes:
+        weight: A parameter or buffer, or what stands for a weight that the network computes.
+        positions: How often each entry is multiplied.
+        shape: Of such a computed weight; None for a parameter.
+    """
 
     weight: str
     positions: int
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -89,9 +100,13 @@ class Call:
         trace = [line.strip() for line in (self.node.meta.get("stack_trace") or "").splitlines()]
         lines = [line for line in trace if line]
         code = f"`{lines[-1]}`" if lines and not lines[-1].startswith("File ") else ""
+        return " in ".join(part for part in (code, self.path) if part) or self.node.name
+
+    @property
+    def path(self) -> str:
+        """The module in which the call stands; empty for the network itself."""
         paths = [path for path, _ in (self.node.meta.get("nn_module_stack") or {}).values() if path]
-        module = paths[-1].replace("L['self'].", "") if paths else ""
-        return " in ".join(part for part in (code, module) if part) or self.node.name
+        return paths[-1].replace("L['self'].", "") if paths else ""
 
 
 def op_name(node: Node) -> str:
@@ -121,13 +136,18 @@ class Walk:
         self._split_views: list[Tensor] = []
         self._names: dict[str, str] = {}
         self._values: dict[Node, Any] = {}
+        self._weights: dict[Node, list[Tensor]] = {}
+        self._constant: set[Node] = set()
 
     def enter(self, program: torch.export.ExportedProgram, same: dict[str, str]) -> None:
         """Starts on another graph. `same` maps names of shared parameters to the first."""
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        # Plain tensors of modules; others are constants written in the source.
+        plain = signature.inputs_to_lifted_tensor_constants
+        names |= {node: name for node, name in plain.items() if name in same}
         self._names = {node: same.get(name, name) for node, name in names.items()}
-        self._values = {}
+        self._values, self._weights, self._constant = {}, {}, set()
 
     # Values
 
@@ -152,15 +172,102 @@ class Walk:
         tensor = node.meta.get("val")
         if not isinstance(tensor, Tensor):
             return None
+        if node in self._weights:
+            return self._flattened(node, tensor)
         wide = [d for d, size in enumerate(tensor.shape) if size > 1]
         if not self.is_parameter(node) or not wide:
             return none(tensor.shape)
         if len(wide) > 1:
-            self.pin(node, "a parameter used outside a layer along several dimensions")
+            self.pin(node, UNSUPPORTED)
             return none(tensor.shape)
         labels = self.classes.fresh(tensor.shape[wide[0]])
         self.use(node, wide[0], labels, ALONG)
         return spread(labels, tensor.shape, wide[0])
+
+    def _flattened(self, node: Node, tensor: Tensor) -> Tensor:
+        """Labels of what was computed of parameters, where no rule looks at each dimension."""
+        along = [d for d, labels in enumerate(self._weights[node]) if bool(labels.any())]
+        if len(along) == 1:
+            return spread(self._weights[node][along[0]], tensor.shape, along[0])
+        for d in along:
+            self.fix(self._weights[node][d], UNSUPPORTED)
+        return none(tensor.shape)
+
+    # Values that are computed of parameters alone
+
+    def note_constant(self, node: Node) -> None:
+        """Notes whether a value is a parameter or computed of nothing else, in order."""
+        computed = node.op == "call_function" and all(map(self.is_constant, node.all_input_nodes))
+        if computed or self.is_parameter(node):
+            self._constant.add(node)
+
+    def is_constant(self, node: Any) -> bool:
+        """Whether a value is a parameter, or computed of nothing else."""
+        return node in self._constant
+
+    def is_weight(self, node: Any) -> bool:
+        """Whether a constant may have channels along several dimensions, as weights do."""
+        if not isinstance(node, Node) or node in self._weights:
+            return isinstance(node, Node)
+        if node in self._values or not self.is_parameter(node):
+            return False
+        value = node.meta.get("val")
+        return isinstance(value, Tensor) and sum(size > 1 for size in value.shape) > 1
+
+    def set_weight(self, node: Node, labels: list[Tensor]) -> None:
+        self._weights[node] = labels
+
+    def weight(self, node: Any) -> list[Tensor] | None:
+        """Labels along each dimension of a constant, int64 [size] each; None for what is none.
+
+        A parameter that is first met here has channels along all of its dimensions.
+        """
+        if node in self._weights:
+            return self._weights[node]
+        if not self.is_constant(node) or not isinstance(node.meta.get("val"), Tensor):
+            return None
+        shape = node.meta["val"].shape
+        if self.is_weight(node):
+            name = self.parameter_name(node)
+            for d, size in enumerate(shape):
+                if size > 1 and (name, d) not in self.uses:
+                    self.use(node, d, self.classes.fresh(size), ALONG)
+            own = [self.uses[name, d].labels if n > 1 else none([n]) for d, n in enumerate(shape)]
+            self._weights[node] = own
+            return own
+        labels = self.labels(node)
+        along = varying(labels)
+        if len(along) > 1 or (not along and bool(labels.any())):
+            return None
+        return [
+            compact(labels).flatten() if d in along else none([size])
+            for d, size in enumerate(shape)
+        ]
+
+    def sources(self, node: Node) -> list[Node]:
+        """The parameters that a constant is computed of."""
+        seen, waiting = dict[Node, None](), [node]
+        while waiting:
+            one = waiting.pop()
+            if one not in seen:
+                seen[one] = None
+                waiting.extend(one.all_input_nodes)
+        return [one for one in seen if self.is_parameter(one)]
+
+    def computes(self, call: Call, weight: Node, positions: int, along: dict[int, Tensor]) -> None:
+        """Notes what a weight costs that the network computes.
+
+        Args:
+            call: The layer.
+            weight: Its weight.
+            positions: How often each of its entries is multiplied.
+            along: Labels of the weight, by dimension.
+        """
+        name = f"{call.node.name} of {call.path}" if call.path else call.node.name
+        shape = tuple(weight.meta["val"].shape)
+        self.multiplications.append(Multiplication(name, positions, shape))
+        for d, labels in along.items():
+            self.uses[name, d] = Use(name, d, labels, COMPUTED)
 
     def no_labels(self, call: Call) -> Any:
         """A result without channels."""

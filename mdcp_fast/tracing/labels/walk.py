@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from mdcp_fast.tracing.labels import elementwise, layers, movement
+from mdcp_fast.tracing.labels import elementwise, layers, movement, weights
 from mdcp_fast.tracing.labels.label_tensors import none
 from mdcp_fast.tracing.labels.linearity import note_nonlinear
 from mdcp_fast.tracing.labels.state import Call, Rules, Walk
@@ -36,6 +36,7 @@ def walk_program(
 
 def _visit(walk: Walk, node: Node) -> None:
     value = node.meta.get("val")
+    walk.note_constant(node)
     if node.op == "placeholder":
         if not walk.is_parameter(node) and isinstance(value, Tensor):
             walk.set_labels(node, none(value.shape))
@@ -46,6 +47,8 @@ def _visit(walk: Walk, node: Node) -> None:
         call = Call.of(node)
         rule = RULES.get(call.name, Walk.unknown)
         try:
+            if weights.visit(walk, call):
+                return
             labels = rule(walk, call)
         except UNFORESEEN:
             labels = walk.unknown(call)
