@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.layer_kinds import update_sizes
+from mdcp_fast.modules.layer_kinds import update_sizes, width_of
 from mdcp_fast.modules.memory_format import in_format_of, prefers_channels_last
 from mdcp_fast.modules.names import plain_tensors
+from mdcp_fast.modules.widths import follow_widths
 
 Positions = Mapping[str, Mapping[int, Tensor]]
 Kept = Callable[[Tensor, Mapping[int, Tensor]], Tensor]  # see `kept_tensor`
@@ -60,9 +61,19 @@ def remove(model: nn.Module, kept: Positions, make: Kept = kept_tensor) -> nn.Mo
         dimensions[id(tensor)] = wanted
     small = rebuilt(model, lambda tensor: make(tensor, dimensions.get(id(tensor), {})))
     if kept:
-        for path, module in small.named_modules():
-            update_sizes(module, model.get_submodule(path))
+        _update_sizes(small, model, kept)
     return small
+
+
+def _update_sizes(small: nn.Module, dense: nn.Module, kept: Positions) -> None:
+    """Attributes of modules that repeat a size follow what is kept."""
+    by_path: dict[str, dict[str, Mapping[int, Tensor]]] = {}
+    for name, positions in kept.items():
+        path, _, leaf = name.rpartition(".")
+        by_path.setdefault(path, {})[leaf] = positions
+    for path, module in small.named_modules():
+        update_sizes(module, dense.get_submodule(path), by_path.get(path, {}))
+    follow_widths(small, dense, kept)
 
 
 @contextmanager
@@ -91,8 +102,7 @@ def removed_meanwhile(
             for name, value in list(vars(module).items()):
                 if isinstance(value, Tensor):
                     vars(module)[name] = _replaced(value, wanted, made)
-        for path, module in twin.named_modules():
-            update_sizes(module, dense.get_submodule(path))
+        _update_sizes(twin, dense, kept)
         yield
     finally:
         for module, attributes in before:
@@ -151,12 +161,15 @@ def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
 def tensor_of(model: nn.Module, name: str) -> Tensor:
     """A parameter, buffer or plain tensor by its fully qualified name.
 
+    For a width that a layer repeats without having such a tensor ("norm.num_features"), one of that
+    size without values.
+
     Raises:
         ValueError: `model` does not have it.
     """
     path, _, leaf = name.rpartition(".")
     try:
-        tensor = getattr(model.get_submodule(path), leaf)
+        tensor = width_of(model.get_submodule(path), leaf)
     except AttributeError:
         tensor = None
     if not isinstance(tensor, Tensor):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.removal import kept_tensor
+from mdcp_fast.modules.widths import dense_widths
 from mdcp_fast.tracing.axes import Axis, FixedAxis
 from mdcp_fast.tracing.graph import ChannelGraph, left_whole
 
@@ -23,6 +24,7 @@ WORDS = {
     "params": "parameters",
     "latency": "ns of predicted latency",
 }  # for costs, in text
+STALE = "dense_widths"  # the setting that names numbers of modules that keep a width that shrinks
 OLD_COSTS = ("macs", "params")  # the fields of format 1, each with a twin for the dense network
 
 
@@ -141,14 +143,18 @@ class PruningPlan:
             reason, turned = notes.get(axis.name), index in rotated and len(chosen) < axis.channels
             plans.append(AxisPlan(axis.name, axis.channels, chosen, named, reason, turned))
         widths = torch.tensor([plan.width for plan in plans], dtype=torch.int64)
+        positions = graph.positions([plan.kept for plan in plans])
+        settings, stale = dict(settings or {}), dense_widths(graph.model, positions)
+        if stale:
+            settings[STALE] = stale
         return cls(
             axes=tuple(plans),
             fixed=graph.fixed,
-            positions=graph.positions([plan.kept for plan in plans]),
+            positions=positions,
             costs=graph.costs_at(widths),
             dense_costs=dict(graph.costs),
             budget=dict(budget or {}),
-            settings=dict(settings or {}),
+            settings=settings,
             history=tuple(float(h) for h in history),
         )
 
@@ -348,6 +354,8 @@ class PruningPlan:
             notes = ["rotated" if axis.rotated else "", axis.reason or ""]
             note = f"  ({'; '.join(filter(None, notes))})" if any(notes) else ""
             lines.append(f"  {axis.name:<{wide}}  {axis.channels:>5} -> {axis.width:<5}{note}")
+        if self.settings.get(STALE):
+            lines.append(f"Attributes that keep a dense width: {', '.join(self.settings[STALE])}")
         return "\n".join(lines + left_whole(self.fixed))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mdcp_fast.tracing.labels import COMPUTED, INPUT, OUTPUT, Resolved, Use
+from mdcp_fast.tracing.labels import COMPUTED, INPUT, OUTPUT, REPEATED, Resolved, Use
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Axis:
             write them to those that read them that is not linear, or tells channels apart; None for
             a linear stream.
         computed: Where they sit in weights that the network computes, which cost MACs.
+        repeated: Widths that layers repeat without having a tensor of them ("norm.num_features").
     """
 
     name: str
@@ -57,6 +58,7 @@ class Axis:
     exact: bool = True
     bent: str | None = None
     computed: tuple[ParameterSlice, ...] = ()
+    repeated: tuple[ParameterSlice, ...] = ()
 
     @property
     def producers(self) -> tuple[ParameterSlice, ...]:
@@ -108,8 +110,11 @@ def gather(
     for number, found in sorted(places.items(), key=lambda item: item[1][0]):
         members = (group == number).nonzero().flatten()
         reason, mixed = fates[int(fate[members[0]])]
-        axis_places = tuple(place for _, place in found if place.role != COMPUTED)
-        computed = tuple(place for _, place in found if place.role == COMPUTED)
+        computed, repeated = (
+            tuple(place for _, place in found if place.role == role)
+            for role in (COMPUTED, REPEATED)
+        )
+        axis_places = tuple(place for _, place in found if place.role not in (COMPUTED, REPEATED))
         writers = [place for place in axis_places if place.role == OUTPUT]
         if not writers:
             if reason is not None:
@@ -125,7 +130,9 @@ def gather(
             reason = "no layer reads these channels"
         if reason is None:
             bent = _first_reason(resolved, members)
-            axes.append(Axis(name, len(members), axis_places, mixed is None, bent, computed))
+            axes.append(
+                Axis(name, len(members), axis_places, mixed is None, bent, computed, repeated)
+            )
         else:
             fixed.append(FixedAxis(name, positions, reason))
     return _unique_names(axes), merged(fixed + _computed_layers(uses, unwritten))

@@ -176,14 +176,14 @@ class ChannelGraph:
                 place.dimension
             ]
             for axis in self.axes
-            for place in axis.places
+            for place in (*axis.places, *axis.repeated)
         }
         starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
         channels, positions, start = [], [], 0
         for axis in self.axes:
             own = torch.arange(start, start + axis.channels)
             start += axis.channels
-            for place in axis.places:
+            for place in (*axis.places, *axis.repeated):
                 channels.append(own.repeat_interleave(place.multiplicity))
                 positions.append(
                     place.positions.flatten() + starts[place.parameter, place.dimension]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, as_inputs, count_macs, tensors_in
+from mdcp_fast.modules.layer_kinds import bare_widths
 from mdcp_fast.modules.names import shared_names
 from mdcp_fast.tracing.axes import Axis, FixedAxis, gather, merged, module_of
 from mdcp_fast.tracing.check import failing_axes
@@ -66,7 +67,7 @@ def trace(
     ignored = _ignored_parameters(model, ignore)
     same = shared_names(model)
 
-    walk = Walk()
+    walk = Walk(bare_widths(model), exact=not allow_inexact)
     walk_program(walk, export(model, inputs), same)
     multiplications = list(walk.multiplications)  # training mode has other costs
     if walk.all_known and not _unreached(walk, model):

@@ -170,7 +170,7 @@ BLOCKS: dict[str, Block] = {
         {"enc1": 4, "enc2": 6, "mid": 8, "up2": 6, "dec2": 6, "dec1": 4},
         inputs=(image(size=8),),
     ),
-    "GroupNorm": Block(GroupNorm, {"b": 6}, {"a": "GroupNorm", **HEAD}, mixed={"a": 4}),
+    "GroupNorm": Block(GroupNorm, {"a": 2, "b": 6}, mixed={"a": 4}),
     "LayerNorm on permuted input": Block(
         LayerNormPermuted, {"up": 12}, {"stem": "LayerNorm", **HEAD}, mixed={"stem": 6}
     ),

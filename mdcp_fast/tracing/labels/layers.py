@@ -11,12 +11,14 @@ from torch.fx import Node
 from mdcp_fast.modules.layer_kinds import (
     BATCH_NORM,
     CONVOLUTION,
+    EMBEDDING,
     GROUP_NORM,
     INSTANCE_NORM,
     KINDS,
     LAYER_NORM,
     LINEAR,
     PRELU,
+    RMS_NORM,
     TRANSPOSED,
     LayerKind,
     MatrixKind,
@@ -41,6 +43,8 @@ BEFORE_BATCH_NORM = frozenset(
     if isinstance(kind, MatrixKind) and kind.absorbs_batch_norm
     for operator in kind.operators
 )
+
+NORMS = {name: kind for kind in (LAYER_NORM, RMS_NORM) for name in kind.operators}
 
 
 def convolution(walk: Walk, call: Call) -> Any:
@@ -163,6 +167,7 @@ def batch_norm(walk: Walk, call: Call) -> Any:
     channels = walk.channels(walk.labels(call["input"]), 1)
     for name in ("weight", "bias", "running_mean", "running_var"):
         walk.use(call[name], 0, channels, ALONG)
+    walk.repeat_width(call, BATCH_NORM.width, channels)
     note_normalized(walk, call["input"], call["running_mean"])
     return spread(channels, call.shape, 1)
 
@@ -180,24 +185,46 @@ def note_normalized(walk: Walk, source: Node, running_mean: Any) -> None:
 
 
 def group_norm(walk: Walk, call: Call) -> Any:
-    channels = walk.channels(walk.labels(call["input"]), 1)
-    walk.tie(channels, call["num_groups"])
-    return normalized(walk, call, "GroupNorm", channels, 1)
+    """Whole groups can go, exactly; the same channels of each group change the others."""
+    channels, groups = walk.channels(walk.labels(call["input"]), 1), call["num_groups"]
+    if walk.exact and groups > 1:
+        parts = channels.view(groups, -1)
+        walk.classes.merge(parts[:, :1], parts, "a group of GroupNorm of which a part is fixed")
+        return scaled(walk, call, GROUP_NORM, channels, 1)
+    walk.tie(channels, groups)
+    return normalized(walk, call, GROUP_NORM, channels, 1)
 
 
 def layer_norm(walk: Walk, call: Call) -> Any:
-    source = walk.labels(call["input"])
+    kind, source = NORMS[call.name], walk.labels(call["input"])
     if len(call["normalized_shape"]) != 1:
-        return walk.unknown(call, "LayerNorm over several dimensions")
+        return walk.unknown(call, f"{type(kind).__name__} over several dimensions")
     last = source.dim() - 1
-    return normalized(walk, call, "LayerNorm", walk.channels(source, last), last)
+    return normalized(walk, call, kind, walk.channels(source, last), last)
 
 
-def normalized(walk: Walk, call: Call, title: str, channels: Tensor, dim: int) -> Tensor:
+def normalized(walk: Walk, call: Call, kind: LayerKind, channels: Tensor, dim: int) -> Tensor:
+    title = type(kind).__name__
     walk.classes.mix(channels, f"{title} normalises over these channels, {call.where}")
+    return scaled(walk, call, kind, channels, dim)
+
+
+def scaled(walk: Walk, call: Call, kind: LayerKind, channels: Tensor, dim: int) -> Tensor:
     for name in ("weight", "bias"):
         walk.use(call[name], 0, channels, ALONG)
+    walk.repeat_width(call, kind.width, channels)
     return spread(channels, call.shape, dim)
+
+
+def embedding(walk: Walk, call: Call) -> Any:
+    """Rows of a weight, looked up: its columns are channels."""
+    weight, shape = call["weight"], call.shape
+    if not walk.is_parameter(weight):
+        return walk.unknown(call, "rows of a weight that is computed")
+    walk.fix(walk.labels(call["indices"]), f"used as positions: {call.name}, {call.where}")
+    outputs = walk.classes.fresh(shape[-1])
+    walk.use(weight, 1, outputs, OUTPUT)
+    return spread(outputs, shape, len(shape) - 1)
 
 
 def softmax(walk: Walk, call: Call) -> Any:
@@ -238,6 +265,8 @@ RULES: Rules = {
     **of_kind(INSTANCE_NORM, batch_norm),
     **of_kind(GROUP_NORM, group_norm),
     **of_kind(LAYER_NORM, layer_norm),
+    **of_kind(RMS_NORM, layer_norm),
+    **of_kind(EMBEDDING, embedding),
     **of_kind(PRELU, prelu),
     **ops("softmax log_softmax _softmax _log_softmax", softmax),
     **ops("matmul bmm mm baddbmm addmm einsum scaled_dot_product_attention", product),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from mdcp_fast.tracing.labels.label_tensors import compact, none, spread, varies
 from mdcp_fast.tracing.labels.union_find import Classes, Resolved
 
 OUTPUT, INPUT, ALONG = "output", "input", "along"
+REPEATED = "repeated"  # a width that a layer repeats without having a tensor of it
 COMPUTED = "computed"  # along a weight that the network computes: it costs what a parameter does
 
 
@@ -125,9 +126,15 @@ class Walk:
         all_known: Whether every op was analysed, so that nothing but these layers multiplies.
         normalized_by: By weight, the running mean of the BatchNorm right behind its layer; "" where
             something else reads its output as well.
+
+    Args:
+        widths: Full names of the widths that layers repeat without having a tensor of that size.
+        exact: Whether only what can go without changing the rest may go: whole groups of a
+            GroupNorm, not channels of each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, widths: Collection[str] = (), exact: bool = True) -> None:
+        self.widths, self.exact = widths, exact
         self.classes = Classes()
         self.uses: dict[tuple[str, int], Use] = {}
         self.multiplications: list[Multiplication] = []
@@ -337,6 +344,13 @@ class Walk:
         known.read |= role == INPUT
         if role == OUTPUT or known.role == ALONG:
             known.role = role
+
+    def repeat_width(self, call: Call, attribute: str | None, labels: Tensor) -> None:
+        """Notes that the layer of a call repeats how many these channels are."""
+        name = f"{call.path}.{attribute}" if call.path else str(attribute)
+        if name in self.widths:
+            known = self.uses.setdefault((name, 0), Use(name, 0, labels, REPEATED))
+            self.classes.merge(known.labels, labels, "a layer that is shared with a fixed use")
 
     def pin(self, node: Node, reason: str, dims: Iterable[int] | None = None) -> None:
         """A parameter keeps its size along these dimensions, by default along all."""
