@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mdcp_fast.modules.removal import kept_tensor
 from mdcp_fast.modules.widths import dense_widths
 from mdcp_fast.tracing.axes import Axis, FixedAxis
-from mdcp_fast.tracing.graph import ChannelGraph, left_whole
+from mdcp_fast.tracing.graph import ChannelGraph, left_whole, not_counted
 
 FORMAT = 3
 ROTATED = 3  # the first format that knows of rotated axes
@@ -25,6 +25,7 @@ WORDS = {
     "latency": "ns of predicted latency",
 }  # for costs, in text
 STALE = "dense_widths"  # the setting that names numbers of modules that keep a width that shrinks
+UNCOUNTED = "uncounted"  # the setting that names ops that are not in the MACs
 OLD_COSTS = ("macs", "params")  # the fields of format 1, each with a twin for the dense network
 
 
@@ -147,6 +148,8 @@ class PruningPlan:
         settings, stale = dict(settings or {}), dense_widths(graph.model, positions)
         if stale:
             settings[STALE] = stale
+        if graph.uncounted:
+            settings[UNCOUNTED] = list(graph.uncounted)
         return cls(
             axes=tuple(plans),
             fixed=graph.fixed,
@@ -354,6 +357,7 @@ class PruningPlan:
             notes = ["rotated" if axis.rotated else "", axis.reason or ""]
             note = f"  ({'; '.join(filter(None, notes))})" if any(notes) else ""
             lines.append(f"  {axis.name:<{wide}}  {axis.channels:>5} -> {axis.width:<5}{note}")
+        lines += not_counted(self.settings.get(UNCOUNTED, ()))
         if self.settings.get(STALE):
             lines.append(f"Attributes that keep a dense width: {', '.join(self.settings[STALE])}")
         return "\n".join(lines + left_whole(self.fixed))

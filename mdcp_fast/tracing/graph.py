@@ -43,6 +43,7 @@ class ChannelGraph:
         counts: What the costs are products of.
         normalized_by: For each weight whose layer a BatchNorm follows directly, the name of that
             running mean.
+        uncounted: Ops that multiply and for which there is no formula: not in the MACs.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ChannelGraph:
         multiplications: Sequence[Multiplication],
         macs: int,
         normalized_by: Mapping[str, str] | None = None,
+        uncounted: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.example_inputs = example_inputs
@@ -61,6 +63,7 @@ class ChannelGraph:
         self.fixed = tuple(fixed)
         self.multiplications = tuple(multiplications)
         self.normalized_by = dict(normalized_by or {})
+        self.uncounted = tuple(uncounted)
         parameters: dict[str, Tensor] = dict(model.named_parameters())
         for one in self.multiplications:  # a fixed filter may be a buffer
             if one.weight not in parameters:
@@ -215,7 +218,7 @@ class ChannelGraph:
                 f"    written by {writers}",
                 f"    read by {readers}",
             ]
-        return "\n".join(lines + left_whole(self.fixed))
+        return "\n".join(lines + not_counted(self.uncounted) + left_whole(self.fixed))
 
     __repr__ = __str__
 
@@ -225,6 +228,11 @@ def multiplied(model: nn.Module, one: Multiplication) -> Tensor:
     if one.shape is None:
         return tensor_of(model, one.weight)
     return torch.empty(one.shape, device="meta")
+
+
+def not_counted(uncounted: Sequence[str]) -> list[str]:
+    """A line that names what multiplies and is not in the MACs; none where all is."""
+    return [f"Not counted in the MACs: {', '.join(uncounted)}"] if uncounted else []
 
 
 def left_whole(fixed: Iterable[FixedAxis]) -> list[str]:

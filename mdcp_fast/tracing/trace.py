@@ -70,6 +70,7 @@ def trace(
     walk = Walk(bare_widths(model), exact=not allow_inexact)
     walk_program(walk, export(model, inputs), same)
     multiplications = list(walk.multiplications)  # training mode has other costs
+    uncounted = tuple(dict.fromkeys(walk.uncounted))
     if walk.all_known and not _unreached(walk, model):
         macs = sum(one.positions * multiplied(model, one).numel() for one in multiplications)
     else:
@@ -83,13 +84,17 @@ def trace(
     normalized_by = {weight: mean for weight, mean in walk.normalized_by.items() if mean}
     axes, fixed = gather(walk.uses.values(), walk.finish(), allow_inexact)
     fixed = merged([*fixed, *unreached])
-    graph = ChannelGraph(model, inputs, axes, fixed, multiplications, macs, normalized_by)
+    graph = ChannelGraph(
+        model, inputs, axes, fixed, multiplications, macs, normalized_by, uncounted
+    )
     failing = failing_axes(graph, _probe(graph.axes), scramble=True) if check and axes else {}
     if not failing:
         return graph
     passing = [axis for axis in axes if axis.name not in failing]
     fixed += [FixedAxis(a.name, a.channels, failing[a.name]) for a in axes if a.name in failing]
-    return ChannelGraph(model, inputs, passing, fixed, multiplications, macs, normalized_by)
+    return ChannelGraph(
+        model, inputs, passing, fixed, multiplications, macs, normalized_by, uncounted
+    )
 
 
 def _check_model(model: nn.Module) -> None:

@@ -126,6 +126,7 @@ class Walk:
         all_known: Whether every op was analysed, so that nothing but these layers multiplies.
         normalized_by: By weight, the running mean of the BatchNorm right behind its layer; "" where
             something else reads its output as well.
+        uncounted: Ops that multiply and for which there is no formula.
 
     Args:
         widths: Full names of the widths that layers repeat without having a tensor of that size.
@@ -135,6 +136,7 @@ class Walk:
 
     def __init__(self, widths: Collection[str] = (), exact: bool = True) -> None:
         self.widths, self.exact = widths, exact
+        self.uncounted: list[str] = []
         self.classes = Classes()
         self.uses: dict[tuple[str, int], Use] = {}
         self.multiplications: list[Multiplication] = []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from mdcp_fast.modules.mac_formulas import is_counted
 from mdcp_fast.tracing.labels import elementwise, layers, movement, weights
 from mdcp_fast.tracing.labels.label_tensors import none
 from mdcp_fast.tracing.labels.linearity import note_nonlinear
@@ -45,6 +46,9 @@ def _visit(walk: Walk, node: Node) -> None:
             walk.fix(walk.labels(source), "the network's output")
     elif node.op == "call_function":
         call = Call.of(node)
+        if not is_counted(node.target):
+            walk.all_known = False
+            walk.uncounted.append(" in ".join(filter(None, (call.name, call.path))))
         rule = RULES.get(call.name, Walk.unknown)
         try:
             if weights.visit(walk, call):
