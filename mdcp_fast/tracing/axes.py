@@ -50,6 +50,7 @@ class Axis:
             a linear stream.
         computed: Where they sit in weights that the network computes, which cost MACs.
         repeated: Widths that layers repeat without having a tensor of them ("norm.num_features").
+        doubt: An op whose sizes may be written in the source, or follow the channels.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Axis:
     bent: str | None = None
     computed: tuple[ParameterSlice, ...] = ()
     repeated: tuple[ParameterSlice, ...] = ()
+    doubt: str | None = None
 
     @property
     def producers(self) -> tuple[ParameterSlice, ...]:
@@ -129,18 +131,20 @@ def gather(
         if reason is None and not any(uses[index].read for (index, _), _ in found):
             reason = "no layer reads these channels"
         if reason is None:
-            bent = _first_reason(resolved, members)
+            bent = _first_reason(resolved.bent, members)
+            doubt = _first_reason(resolved.doubts, members)
+            elsewhere = (computed, repeated)
             axes.append(
-                Axis(name, len(members), axis_places, mixed is None, bent, computed, repeated)
+                Axis(name, len(members), axis_places, mixed is None, bent, *elsewhere, doubt)
             )
         else:
             fixed.append(FixedAxis(name, positions, reason))
     return _unique_names(axes), merged(fixed + _computed_layers(uses, unwritten))
 
 
-def _first_reason(resolved: Resolved, members: Tensor) -> str | None:
-    """What keeps some of these classes from being rotated, int64 [roots]; None for nothing."""
-    return next((resolved.bent[m] for m in members.tolist() if m in resolved.bent), None)
+def _first_reason(reasons: dict[int, str], members: Tensor) -> str | None:
+    """What was noted of some of these classes, int64 [roots]; None for nothing."""
+    return next((reasons[m] for m in members.tolist() if m in reasons), None)
 
 
 def _computed_layers(

@@ -60,6 +60,15 @@ def failing_axes(
             "check: model: expected a network that gives the same output twice in float64, got "
             f"one where, with nothing removed, {unpruned}; pass check=False to go unchecked"
         )
+    doubts = {i: axis.doubt for i, axis in enumerate(graph.axes) if axis.doubt}
+    sure = [i for i in everything if i not in doubts]
+    if doubts and trial(sure) is None:
+        unsure = [*doubts]
+        found = bisect_failures(
+            len(unsure), lambda some: trial([*sure, *(unsure[i] for i in some)])
+        )
+        found = {unsure[i]: f"{doubts[unsure[i]]}: {reason}" for i, reason in found.items()}
+        return {graph.axes[i].name: reason for i, reason in found.items()}
     found = bisect_failures(len(graph.axes), trial)
     return {graph.axes[i].name: reason for i, reason in found.items()}
 

@@ -113,7 +113,7 @@ def _check_model(model: nn.Module) -> None:
 
 def _unreached(walk: Walk, model: nn.Module) -> list[str]:
     """Parameters that no captured graph uses so far."""
-    reached = {name for name, _ in walk.uses}
+    reached = walk.reached | {name for name, _ in walk.uses}
     return [name for name, p in model.named_parameters() if name not in reached and p.dim()]
 
 

@@ -22,7 +22,7 @@ UNARY = (
 )
 BROADCASTING = (
     "add sub rsub mul div maximum minimum where fmax fmin floor_divide remainder fmod atan2 "
-    "lerp addcmul addcdiv pow clamp clamp_min clamp_max masked_fill eq ne gt ge lt le "
+    "copy lerp addcmul addcdiv pow clamp clamp_min clamp_max masked_fill eq ne gt ge lt le "
     "logical_and logical_or logical_xor true_divide multiply subtract divide"
 )
 CREATION = (

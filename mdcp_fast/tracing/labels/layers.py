@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -35,7 +34,7 @@ from mdcp_fast.tracing.labels.state import (
     op_name,
     ops,
 )
-from mdcp_fast.tracing.labels.weights import made_to_size
+from mdcp_fast.tracing.labels.weights import credit, made_to_size
 
 BEFORE_BATCH_NORM = frozenset(
     operator
@@ -147,22 +146,6 @@ def computed_weight(walk: Walk, call: Call, kind: MatrixKind) -> Any:
     return spread(made, out.shape, dim)
 
 
-def credit(walk: Walk, weight: Node, outputs: Tensor, inputs: Tensor) -> None:
-    """The parameters that a weight is computed of write and read its channels, as it does."""
-    sources, size = walk.sources(weight), weight.meta["val"].numel()
-    whole = [source for source in sources if source.meta["val"].numel() == size]
-    for source in whole or sources:
-        for d in range(source.meta["val"].dim()):
-            use = walk.uses.get((walk.parameter_name(source), d))
-            if use is None:
-                continue
-            own = walk.classes.roots(use.labels)
-            if torch.equal(own, walk.classes.roots(outputs)):
-                use.role = OUTPUT
-            elif torch.equal(own, walk.classes.roots(inputs)):
-                use.role, use.read = (INPUT if use.role == ALONG else use.role), True
-
-
 def batch_norm(walk: Walk, call: Call) -> Any:
     channels = walk.channels(walk.labels(call["input"]), 1)
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -248,10 +231,6 @@ def prelu(walk: Walk, call: Call) -> Any:
     return spread(channels, source.shape, 1)
 
 
-def product(walk: Walk, call: Call) -> Any:
-    return walk.unknown(call, "a matrix product outside a layer")
-
-
 def of_kind(kind: LayerKind, rule: Rule) -> Rules:
     """One rule for the operators of a kind of layer."""
     return dict.fromkeys(kind.operators, rule)
@@ -269,5 +248,4 @@ RULES: Rules = {
     **of_kind(EMBEDDING, embedding),
     **of_kind(PRELU, prelu),
     **ops("softmax log_softmax _softmax _log_softmax", softmax),
-    **ops("matmul bmm mm baddbmm addmm einsum scaled_dot_product_attention", product),
 }

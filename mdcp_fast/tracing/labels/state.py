@@ -126,6 +126,8 @@ class Walk:
         all_known: Whether every op was analysed, so that nothing but these layers multiplies.
         normalized_by: By weight, the running mean of the BatchNorm right behind its layer; "" where
             something else reads its output as well.
+        reached: Names of the parameters and buffers that some op uses.
+        zeros: Values that are zero wherever their channel is removed (see `zeros`).
         uncounted: Ops that multiply and for which there is no formula.
 
     Args:
@@ -137,13 +139,15 @@ class Walk:
     def __init__(self, widths: Collection[str] = (), exact: bool = True) -> None:
         self.widths, self.exact = widths, exact
         self.uncounted: list[str] = []
+        self.reached: set[str] = set()
+        self.zeros: set[Node] = set()
         self.classes = Classes()
         self.uses: dict[tuple[str, int], Use] = {}
         self.multiplications: list[Multiplication] = []
         self.all_known = True
         self.normalized_by: dict[str, str] = {}
         self._split_views: list[Tensor] = []
-        self._names: dict[str, str] = {}
+        self._names: dict[Node, str] = {}
         self._values: dict[Node, Any] = {}
         self._weights: dict[Node, list[Tensor]] = {}
         self._constant: set[Node] = set()
@@ -155,7 +159,12 @@ class Walk:
         # Plain tensors of modules; others are constants written in the source.
         plain = signature.inputs_to_lifted_tensor_constants
         names |= {node: name for node, name in plain.items() if name in same}
-        self._names = {node: same.get(name, name) for node, name in names.items()}
+        self._names = {
+            node: same.get(names[node.name], names[node.name])
+            for node in program.graph.nodes
+            if node.op == "placeholder" and node.name in names
+        }
+        self.reached.update(self._names[node] for node in self._names if node.users)
         self._values, self._weights, self._constant = {}, {}, set()
 
     # Values
@@ -172,6 +181,18 @@ class Walk:
 
     def set_labels(self, node: Node, labels: Any) -> None:
         self._values[node] = labels
+
+    def stands_for(self, inner: Node, outer: Any) -> None:
+        """A value of a region's own graph is one that was handed to it."""
+        if self.is_parameter(outer):
+            self._names[inner] = self._names[outer]
+        elif isinstance(outer, Node) and outer in self._weights:
+            self._weights[inner] = self._weights[outer]
+        else:
+            self.set_labels(inner, self.labels(outer))
+        for known in (self._constant, self.zeros):
+            if outer in known:
+                known.add(inner)
 
     def knows(self, node: Node) -> bool:
         """Whether the value has labels already."""
@@ -306,6 +327,10 @@ class Walk:
             self._split_views.append(labels)
         return labels
 
+    def doubt(self, labels: Tensor, reason: str) -> None:
+        """A size that may be written in the source, or follow the channels: the check decides."""
+        self.classes.doubts.append((compact(labels), reason))
+
     def fix(self, labels: Any, reason: str) -> None:
         """The channels of a value, or of several, must stay."""
         if isinstance(labels, (list, tuple)):
@@ -327,10 +352,10 @@ class Walk:
     # Parameters
 
     def is_parameter(self, node: Any) -> bool:
-        return isinstance(node, Node) and node.op == "placeholder" and node.name in self._names
+        return node in self._names
 
     def parameter_name(self, node: Node) -> str:
-        return self._names[node.name]
+        return self._names[node]
 
     def use(self, node: Any, dimension: int, labels: Tensor, role: str) -> None:
         """Notes that `labels` sit along a parameter's dimension.

@@ -15,7 +15,7 @@ from torch.fx import Node
 from mdcp_fast.tracing.labels.elementwise import BROADCASTING, UNARY
 from mdcp_fast.tracing.labels.label_tensors import none
 from mdcp_fast.tracing.labels.movement import EXACT_SUMS, REDUCE
-from mdcp_fast.tracing.labels.state import Call, Walk, as_dims, op_name
+from mdcp_fast.tracing.labels.state import ALONG, INPUT, OUTPUT, Call, Walk, as_dims, op_name
 
 Labels = list[Tensor]  # of each dimension, int64 [size]
 QUOTIENTS = ("div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "reciprocal")
@@ -194,3 +194,19 @@ def visit(walk: Walk, call: Call) -> bool:
 def made_to_size(walk: Walk, weight: Node, size: int) -> bool:
     """Whether a constant has `size` entries along a dimension though no parameter has."""
     return size > 1 and all(size not in source.meta["val"].shape for source in walk.sources(weight))
+
+
+def credit(walk: Walk, weight: Node, outputs: Tensor, inputs: Tensor) -> None:
+    """The parameters that a weight is computed of write and read its channels, as it does."""
+    sources, size = walk.sources(weight), weight.meta["val"].numel()
+    whole = [source for source in sources if source.meta["val"].numel() == size]
+    for source in whole or sources:
+        for d in range(source.meta["val"].dim()):
+            use = walk.uses.get((walk.parameter_name(source), d))
+            if use is None:
+                continue
+            own = walk.classes.roots(use.labels)
+            if torch.equal(own, walk.classes.roots(outputs)):
+                use.role = OUTPUT
+            elif torch.equal(own, walk.classes.roots(inputs)):
+                use.role, use.read = (INPUT if use.role == ALONG else use.role), True
