@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mdcp_fast.modules.calls import count_macs
+from mdcp_fast.modules.verification import TOLERANCE, difference
 from mdcp_fast.pruning.plan import PruningPlan
+from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.trace import trace
 
 
 def uniform_widths(graph: ChannelGraph, macs: float) -> torch.Tensor:
@@ -62,3 +69,23 @@ def limits_at(graph: ChannelGraph, *macs: float) -> torch.Tensor:
     return torch.tensor(
         [list({**graph.costs, "macs": int(share * graph.macs)}.values()) for share in macs]
     )
+
+
+def pruned_right(model: nn.Module, inputs: Any, axes: Mapping[str, int]) -> ChannelGraph:
+    """Asserts that these axes are found, each pruned exactly and at the cost that is foretold.
+
+    Args:
+        model: A network.
+        inputs: Its example inputs.
+        axes: Names and widths.
+    """
+    graph = trace(model.eval(), inputs)
+    assert {axis.name: axis.channels for axis in graph.axes} == dict(axes), graph
+    for seed in range(2):
+        plan = random_plan(graph, seed)
+        small = prune(graph, plan, check=False)
+        assert difference(model, plan.positions, graph.example_inputs) <= TOLERANCE
+        assert count_macs(small, graph.example_inputs) == plan.macs
+        assert sum(p.numel() for p in small.parameters()) == plan.params
+    assert str(graph)
+    return graph

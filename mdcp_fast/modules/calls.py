@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mdcp_fast.modules.defaults import default_device_of
+from mdcp_fast.modules.mac_formulas import flop_formulas
 
 Inputs: TypeAlias = tuple[Any, ...] | dict[str, Any]  # a network's arguments, by place or by name
 
@@ -82,19 +83,21 @@ def preserve_buffers(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def count_macs(model: nn.Module, example_inputs: Tensor | Inputs) -> int:
-    """Multiply-accumulates of one run of `model`: convolutions, linear layers and matrix products.
+    """Multiply-accumulates of one run of `model`: of its layers, recurrent ones and attention too.
 
     Args:
         model: Any module; run in evaluation mode and put back.
         example_inputs: A tensor, a tuple of arguments, or a dict of named ones.
 
     Returns:
-        Half of what torch.utils.flop_counter counts (it counts a multiply-add as two).
+        Half of what torch.utils.flop_counter counts (it counts a multiply-add as two), with the
+        formulas of `mac_formulas` for what it does not know.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     inputs = as_inputs("count_macs", example_inputs)
-    with FlopCounterMode(display=False) as counter, eval_mode(model), preserve_buffers(model):
+    counting = FlopCounterMode(display=False, custom_mapping=flop_formulas())
+    with counting as counter, eval_mode(model), preserve_buffers(model):
         call(model, inputs)
     return int(counter.get_total_flops()) // 2
 

@@ -24,6 +24,9 @@ from mdcp_fast.modules.names import shared_names
 VERIFIED = 64  # outputs of a layer that are computed anew, to see whether its matrix form is right
 
 
+Kept = Mapping[int, Tensor]  # positions that stay, by dimension
+
+
 class LayerKind:
     """A kind of layer.
 
@@ -33,6 +36,7 @@ class LayerKind:
         functions: The Python functions that they call.
         sizes: Attributes that repeat the size of a dimension of the weight.
         sized_by: What has that size: the weight, or what there is where a layer has none.
+        width: The attribute that repeats the size where a layer has none of these tensors.
     """
 
     types: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -40,13 +44,15 @@ class LayerKind:
     functions: ClassVar[tuple[Callable[..., Any], ...]] = ()
     sizes: ClassVar[Mapping[str, int]] = {}
     sized_by: ClassVar[tuple[str, ...]] = ("weight",)
+    width: ClassVar[str | None] = None
 
-    def update_sizes(self, layer: Any, shape: Sequence[int]) -> None:
+    def update_sizes(self, layer: Any, shape: Sequence[int], kept: Kept) -> None:
         """Sets the attributes that repeat a size.
 
         Args:
             layer: Of this kind.
             shape: The new one, of what it is `sized_by`.
+            kept: What stayed of that, by dimension, where some went.
         """
         for attribute, dimension in self.sizes.items():
             setattr(layer, attribute, shape[dimension])
@@ -62,6 +68,8 @@ class MatrixKind(LayerKind, ABC):
             up a constant that is added to them.
         reads_flattened: Whether several inputs may be the positions of one flattened channel.
     """
+
+    sized_by = ("weight_v", "weight")  # the first is there where the other is made of it
 
     input_dimension: ClassVar[int] = 1
     output_dimension: ClassVar[int] = 0
@@ -236,7 +244,7 @@ class Convolution(MatrixKind):
     functions: ClassVar[tuple[Callable[..., Any], ...]] = (torch.conv1d, torch.conv2d, torch.conv3d)
     transposed: ClassVar[bool] = False
 
-    def update_sizes(self, layer: Any, shape: Sequence[int]) -> None:
+    def update_sizes(self, layer: Any, shape: Sequence[int], kept: Kept) -> None:
         if is_depthwise(layer):  # a group goes with its only input
             multiplier = layer.out_channels // layer.groups
             layer.groups = shape[0] // (1 if self.transposed else multiplier)
@@ -307,6 +315,7 @@ class BatchNorm(LayerKind):
     types = (nn.modules.batchnorm._BatchNorm,)
     operators = ("batch_norm",)
     functions = (F.batch_norm,)
+    width = "num_features"
     sizes: ClassVar[Mapping[str, int]] = {"num_features": 0}
     sized_by = ("weight", "running_mean")
 
@@ -327,6 +336,7 @@ class BatchNorm(LayerKind):
 class InstanceNorm(LayerKind):
     types = (nn.modules.instancenorm._InstanceNorm,)
     operators = ("instance_norm",)
+    width = "num_features"
     sizes: ClassVar[Mapping[str, int]] = {"num_features": 0}
     sized_by = ("weight", "running_mean")
 
@@ -334,15 +344,30 @@ class InstanceNorm(LayerKind):
 class GroupNorm(LayerKind):
     types = (nn.GroupNorm,)
     operators = ("group_norm",)
-    sizes: ClassVar[Mapping[str, int]] = {"num_channels": 0}
+    width = "num_channels"
+
+    def update_sizes(self, layer: Any, shape: Sequence[int], kept: Kept) -> None:
+        """Whole groups may go, or the same channels of each: then there are as many as before."""
+        size = layer.num_channels // layer.num_groups
+        positions = kept.get(0, torch.arange(layer.num_channels))
+        groups = (positions // size).unique()
+        if len(groups) * size == len(positions):
+            layer.num_groups = len(groups)
+        layer.num_channels = shape[0]
 
 
 class LayerNorm(LayerKind):
-    types = (nn.LayerNorm,)
+    types: ClassVar[tuple[type[nn.Module], ...]] = (nn.LayerNorm,)
     operators = ("layer_norm",)
+    width = "normalized_shape"
 
-    def update_sizes(self, layer: Any, shape: Sequence[int]) -> None:
+    def update_sizes(self, layer: Any, shape: Sequence[int], kept: Kept) -> None:
         layer.normalized_shape = tuple(shape)
+
+
+class RMSNorm(LayerNorm):
+    types = (nn.RMSNorm,)
+    operators = ("rms_norm",)
 
 
 class PReLU(LayerKind):
@@ -351,12 +376,21 @@ class PReLU(LayerKind):
     sizes: ClassVar[Mapping[str, int]] = {"num_parameters": 0}
 
 
+class Embedding(LayerKind):
+    """Looks up rows of its weight, [entries, channels]."""
+
+    types = (nn.Embedding,)
+    operators = ("embedding",)
+    sizes: ClassVar[Mapping[str, int]] = {"embedding_dim": 1}
+
+
 LINEAR, TRANSPOSED, CONVOLUTION = Linear(), TransposedConvolution(), Convolution()
 BATCH_NORM, INSTANCE_NORM, GROUP_NORM = BatchNorm(), InstanceNorm(), GroupNorm()
-LAYER_NORM, PRELU = LayerNorm(), PReLU()
+LAYER_NORM, RMS_NORM, PRELU, EMBEDDING = LayerNorm(), RMSNorm(), PReLU(), Embedding()
 # The first that fits counts: to PyTorch a transposed convolution is a convolution.
 KINDS: tuple[LayerKind, ...] = (
-    LINEAR, TRANSPOSED, CONVOLUTION, BATCH_NORM, INSTANCE_NORM, GROUP_NORM, LAYER_NORM, PRELU,
+    LINEAR, TRANSPOSED, CONVOLUTION, BATCH_NORM, INSTANCE_NORM, GROUP_NORM, LAYER_NORM, RMS_NORM,
+    PRELU, EMBEDDING,
 )  # fmt: skip
 
 
@@ -453,20 +487,46 @@ def batch_norms(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def update_sizes(module: Any, dense: Any) -> None:
+def update_sizes(module: Any, dense: Any, kept: Mapping[str, Kept]) -> None:
     """Attributes of a module that repeat a size follow the tensors that it now has.
 
     Args:
         module: Some of its positions were removed.
         dense: The same module before.
+        kept: Positions that stayed of its tensors, and of its width where it has none, by name.
     """
     kind = kind_of(module)
-    for name in () if kind is None else kind.sized_by:
+    if kind is None:
+        return
+    for name in kind.sized_by:
         tensor, before = getattr(module, name, None), getattr(dense, name, None)
         if not (isinstance(tensor, Tensor) and isinstance(before, Tensor)):
             continue
-        if kind is not None and tensor.shape != before.shape:
-            kind.update_sizes(module, tensor.shape)
+        if tensor.shape != before.shape:
+            kind.update_sizes(module, tensor.shape, kept.get(name, {}))
+    positions, width = kept.get(kind.width or ""), width_of(dense, kind.width or "")
+    if positions and width is not None:
+        shape = [len(positions.get(d, range(n))) for d, n in enumerate(width.shape)]
+        kind.update_sizes(module, shape, positions)
+
+
+def width_of(module: nn.Module, name: str) -> Tensor | None:
+    """A tensor of a module; or one of the shape, without values, that a layer merely repeats."""
+    found, kind = getattr(module, name, None), kind_of(module)
+    if isinstance(found, Tensor) or kind is None or name != kind.width or found is None:
+        return found if isinstance(found, Tensor) else None
+    return torch.empty(found, device="meta")
+
+
+def bare_widths(model: nn.Module) -> set[str]:
+    """Full names of the widths that layers repeat without having a tensor of that size."""
+    return {
+        f"{path}.{kind.width}" if path else kind.width
+        for path, module in model.named_modules()
+        if (kind := kind_of(module)) is not None
+        and kind.width is not None
+        and not any(isinstance(getattr(module, name, None), Tensor) for name in kind.sized_by)
+    }
 
 
 def is_depthwise(layer: Any) -> bool:

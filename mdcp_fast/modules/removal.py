@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdcp_fast.modules.layer_kinds import update_sizes
+from mdcp_fast.modules.layer_kinds import update_sizes, width_of
 from mdcp_fast.modules.memory_format import in_format_of, prefers_channels_last
+from mdcp_fast.modules.names import plain_tensors
 from mdcp_fast.modules.state import reachable
+from mdcp_fast.modules.widths import follow_widths
 
 Positions = Mapping[str, Mapping[int, Tensor]]
 Kept = Callable[[Tensor, Mapping[int, Tensor]], Tensor]  # see `kept_tensor`
@@ -60,9 +62,19 @@ def remove(model: nn.Module, kept: Positions, make: Kept = kept_tensor) -> nn.Mo
         dimensions[id(tensor)] = wanted
     small = rebuilt(model, lambda tensor: make(tensor, dimensions.get(id(tensor), {})))
     if kept:
-        for path, module in small.named_modules():
-            update_sizes(module, model.get_submodule(path))
+        _update_sizes(small, model, kept)
     return small
+
+
+def _update_sizes(small: nn.Module, dense: nn.Module, kept: Positions) -> None:
+    """Attributes of modules that repeat a size follow what is kept."""
+    by_path: dict[str, dict[str, Mapping[int, Tensor]]] = {}
+    for name, positions in kept.items():
+        path, _, leaf = name.rpartition(".")
+        by_path.setdefault(path, {})[leaf] = positions
+    for path, module in small.named_modules():
+        update_sizes(module, dense.get_submodule(path), by_path.get(path, {}))
+    follow_widths(small, dense, kept)
 
 
 @contextmanager
@@ -88,8 +100,10 @@ def removed_meanwhile(
                     vars(module)[kind] = type(own)(
                         (name, _replaced(tensor, wanted, made)) for name, tensor in own.items()
                     )
-        for path, module in twin.named_modules():
-            update_sizes(module, dense.get_submodule(path))
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Tensor):
+                    vars(module)[name] = _replaced(value, wanted, made)
+        _update_sizes(twin, dense, kept)
         yield
     finally:
         for module, attributes in before:
@@ -110,7 +124,7 @@ def _replaced(tensor: Tensor | None, wanted: Mapping[int, Any], made: dict[int, 
 
 @torch.inference_mode(False)  # else the new parameters could not be trained
 def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A deep copy of `model` in which `change` makes every parameter and buffer.
+    """A deep copy of `model` in which `change` makes every parameter, buffer and plain tensor.
 
     What changes its shape or its strides gets the memory format of the network.
 
@@ -131,8 +145,9 @@ def rebuilt(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     for parameter in model.parameters():
         new = changed(parameter)
         memo[id(parameter)] = nn.Parameter(new, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = changed(buffer)
+    for tensor in (*model.buffers(), *plain_tensors(model).values()):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = changed(tensor).requires_grad_(tensor.requires_grad)
     for module in model.modules():
         for value in vars(module).values():
             if type(value) in (OrderedDict, set) and not value:
@@ -168,14 +183,17 @@ def _stand_ins(model: nn.Module, memo: Mapping[int, Any]) -> dict[int, Any]:
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:
-    """A parameter or buffer by its fully qualified name.
+    """A parameter, buffer or plain tensor by its fully qualified name.
+
+    For a width that a layer repeats without having such a tensor ("norm.num_features"), one of that
+    size without values.
 
     Raises:
         ValueError: `model` does not have it.
     """
     path, _, leaf = name.rpartition(".")
     try:
-        tensor = getattr(model.get_submodule(path), leaf)
+        tensor = width_of(model.get_submodule(path), leaf)
     except AttributeError:
         tensor = None
     if not isinstance(tensor, Tensor):

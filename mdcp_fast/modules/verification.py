@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from mdcp_fast.modules.calls import Inputs, call, map_tensors, tensors_in
 from mdcp_fast.modules.hooks import forward_hooks
+from mdcp_fast.modules.names import plain_tensors
 from mdcp_fast.modules.removal import Kept, Positions, kept_tensor, rebuilt, remove, tensor_of
 
 TOLERANCE = 1e-10  # largest difference, relative to the largest output, of a right removal
@@ -104,8 +105,8 @@ def zeroed(
     dimensions = {id(tensor_of(model, name)): wanted for name, wanted in kept.items()}
     twins = {
         id(tensor): tensor_of(small, name)
-        for tensors in (model.named_parameters(), model.named_buffers())
-        for name, tensor in tensors
+        for named in (model.named_parameters(), model.named_buffers(), plain_tensors(model).items())
+        for name, tensor in named
     }
 
     def change(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -125,6 +126,9 @@ def search(
         A plan, or a list of plans where a budget is a list. What it costs is exact. Its history
         holds losses of the table, or of the networks that were tried.
 
+    Warns:
+        UserWarning: The network has ops that multiply and that no formula counts.
+
     Raises:
         TypeError: A budget is not a number, an unknown option, or calibration batches are no
             inputs.
@@ -148,6 +152,10 @@ def search(
     )
     choices = allowed.choices
     limits = limits_of(graph, budgets, choices, allowed.notes)
+    if graph.uncounted:
+        warnings.warn(
+            f"search: these ops are not in the MACs: {', '.join(graph.uncounted)}", stacklevel=2
+        )
     data, rotated = None, frozenset[int]()
     if calibration is not None:
         data = CalibrationData.read(traced, calibration, how.evaluator.labels)

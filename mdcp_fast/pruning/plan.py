@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mdcp_fast.modules.removal import kept_tensor, tensor_of
 from mdcp_fast.modules.strict_json import parse
+from mdcp_fast.modules.widths import dense_widths
 from mdcp_fast.pruning.plan_check import LARGEST, check_plan, check_rising, member
 from mdcp_fast.tracing.axes import Axis, FixedAxis
-from mdcp_fast.tracing.graph import ChannelGraph, left_whole
+from mdcp_fast.tracing.graph import ChannelGraph, left_whole, not_counted
 
 FORMAT = 4
 ROTATED = 3  # the first format that knows of rotated axes
@@ -27,6 +28,8 @@ WORDS = {
     "params": "parameters",
     "latency": "ns of predicted latency",
 }  # for costs, in text
+STALE = "dense_widths"  # the setting that names numbers of modules that keep a width that shrinks
+UNCOUNTED = "uncounted"  # the setting that names ops that are not in the MACs
 OLD_COSTS = ("macs", "params")  # the fields of format 1, each with a twin for the dense network
 
 
@@ -152,6 +155,11 @@ class PruningPlan:
             plans.append(AxisPlan(axis.name, axis.channels, chosen, named, reason, turned))
         widths = torch.tensor([plan.width for plan in plans], dtype=torch.int64)
         positions = graph.positions([plan.kept for plan in plans])
+        settings, stale = dict(settings or {}), dense_widths(graph.model, positions)
+        if stale:
+            settings[STALE] = stale
+        if graph.uncounted:
+            settings[UNCOUNTED] = list(graph.uncounted)
         return cls(
             axes=tuple(plans),
             fixed=graph.fixed,
@@ -159,7 +167,7 @@ class PruningPlan:
             costs=graph.costs_at(widths),
             dense_costs=dict(graph.costs),
             budget=dict(budget or {}),
-            settings=dict(settings or {}),
+            settings=settings,
             history=tuple(float(h) for h in history),
             shapes={name: tuple(tensor_of(graph.model, name).shape) for name in positions},
         )
@@ -341,6 +349,9 @@ class PruningPlan:
             notes = ["rotated" if axis.rotated else "", axis.reason or ""]
             note = f"  ({'; '.join(filter(None, notes))})" if any(notes) else ""
             lines.append(f"  {axis.name:<{wide}}  {axis.channels:>5} -> {axis.width:<5}{note}")
+        lines += not_counted(self.settings.get(UNCOUNTED, ()))
+        if self.settings.get(STALE):
+            lines.append(f"Attributes that keep a dense width: {', '.join(self.settings[STALE])}")
         return "\n".join(lines + left_whole(self.fixed))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mdcp_fast.tracing.labels import INPUT, OUTPUT, Resolved, Use
+from mdcp_fast.tracing.labels import COMPUTED, INPUT, OUTPUT, REPEATED, Resolved, Use
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Axis:
         bent: What keeps the channels from being rotated: an op on the way from the layers that
             write them to those that read them that is not linear, or tells channels apart; None for
             a linear stream.
+        computed: Where they sit in weights that the network computes, which cost MACs.
+        repeated: Widths that layers repeat without having a tensor of them ("norm.num_features").
+        doubt: An op whose sizes may be written in the source, or follow the channels.
         least: The smallest width at which the network runs.
     """
 
@@ -56,6 +59,9 @@ class Axis:
     places: tuple[ParameterSlice, ...]
     exact: bool = True
     bent: str | None = None
+    computed: tuple[ParameterSlice, ...] = ()
+    repeated: tuple[ParameterSlice, ...] = ()
+    doubt: str | None = None
     least: int = 1
 
     @property
@@ -108,7 +114,11 @@ def gather(
     for number, found in sorted(places.items(), key=lambda item: item[1][0]):
         members = (group == number).nonzero().flatten()
         reason, mixed = fates[int(fate[members[0]])]
-        axis_places = tuple(place for _, place in found)
+        computed, repeated = (
+            tuple(place for _, place in found if place.role == role)
+            for role in (COMPUTED, REPEATED)
+        )
+        axis_places = tuple(place for _, place in found if place.role not in (COMPUTED, REPEATED))
         writers = [place for place in axis_places if place.role == OUTPUT]
         if not writers:
             if reason is not None:
@@ -123,16 +133,20 @@ def gather(
         if reason is None and not any(uses[index].read for (index, _), _ in found):
             reason = "no layer reads these channels"
         if reason is None:
-            bent = _first_reason(resolved, members)
-            axes.append(Axis(name, len(members), axis_places, mixed is None, bent))
+            bent = _first_reason(resolved.bent, members)
+            doubt = _first_reason(resolved.doubts, members)
+            elsewhere = (computed, repeated)
+            axes.append(
+                Axis(name, len(members), axis_places, mixed is None, bent, *elsewhere, doubt)
+            )
         else:
             fixed.append(FixedAxis(name, positions, reason))
     return _unique_names(axes), merged(fixed + _computed_layers(uses, unwritten))
 
 
-def _first_reason(resolved: Resolved, members: Tensor) -> str | None:
-    """What keeps some of these classes from being rotated, int64 [roots]; None for nothing."""
-    return next((resolved.bent[m] for m in members.tolist() if m in resolved.bent), None)
+def _first_reason(reasons: dict[int, str], members: Tensor) -> str | None:
+    """What was noted of some of these classes, int64 [roots]; None for nothing."""
+    return next((reasons[m] for m in members.tolist() if m in reasons), None)
 
 
 def _computed_layers(

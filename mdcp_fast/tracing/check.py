@@ -74,7 +74,11 @@ def failing_axes(
             )
         reason = trial(everything)
     found = found_failures(len(graph.axes), trial, reason, trial.near)
-    return {graph.axes[i].name: why for i, why in found.items()}
+    return {graph.axes[i].name: _explained(graph.axes[i], why) for i, why in found.items()}
+
+
+def _explained(axis: Axis, reason: str) -> str:
+    return f"{axis.doubt}: {reason}" if axis.doubt else reason
 
 
 def with_least_widths(graph: ChannelGraph) -> list[Axis]:
@@ -146,7 +150,10 @@ class _Trial:
         return f"the pruned network differs from the zeroed one by {gap.size:.1e}"
 
     def near(self, indices: Sequence[int]) -> list[int]:
-        """Those of the axes that are about where the network pruned at all of them stops."""
+        """Those of the axes in doubt, or about where the network pruned at all of them stops."""
+        doubtful = [i for i in indices if self.graph.axes[i].doubt]
+        if doubtful:
+            return doubtful
         places = stopped_in(
             self.graph.model,
             self.graph.positions(self._chosen(indices)),

@@ -25,11 +25,13 @@ ONE = 0  # the count that is always 1
 class ParameterUse:
     """A parameter and how often it is used: what a cost is a function of.
 
-    A buffer that a layer multiplies by (a fixed filter) is one, too.
+    A buffer that a layer multiplies by (a fixed filter) is one, too, and so is a weight that the
+    network computes.
 
     Attributes:
         name: Its fully qualified name.
-        tensor: The dense network's, of any dtype; a `torch.nn.Parameter` or a buffer.
+        tensor: The dense network's, of any dtype; a `torch.nn.Parameter` or a buffer; one without
+            values (on the meta device) where the network computes it.
         multiplications: How often each of its entries is multiplied, over all the layers that use
             it: positions of their outputs, for the example inputs.
     """
@@ -158,7 +160,7 @@ def position_counts(parameters: Mapping[str, Tensor], axes: Sequence[Axis]) -> P
     """
     members: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for index, axis in enumerate(axes):
-        for place in axis.places:
+        for place in (*axis.places, *axis.computed):
             if place.parameter in parameters:  # statistics cost nothing
                 where = (place.parameter, place.dimension)
                 members.setdefault(where, []).append((index, place.multiplicity))

@@ -43,6 +43,7 @@ class ChannelGraph:
         counts: What the costs are products of.
         normalized_by: For each weight whose layer a BatchNorm follows directly, the name of that
             running mean.
+        uncounted: Ops that multiply and for which there is no formula: not in the MACs.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ChannelGraph:
         multiplications: Sequence[Multiplication],
         macs: int,
         normalized_by: Mapping[str, str] | None = None,
+        uncounted: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.example_inputs = example_inputs
@@ -61,9 +63,11 @@ class ChannelGraph:
         self.fixed = tuple(fixed)
         self.multiplications = tuple(multiplications)
         self.normalized_by = dict(normalized_by or {})
+        self.uncounted = tuple(uncounted)
         parameters: dict[str, Tensor] = dict(model.named_parameters())
         for one in self.multiplications:  # a fixed filter may be a buffer
-            parameters.setdefault(one.weight, tensor_of(model, one.weight))
+            if one.weight not in parameters:
+                parameters[one.weight] = multiplied(model, one)
         each = parameter_costs(parameters, self.multiplications)
         self.costs = {
             cost: sum(by_parameter[name] * one.numel() for name, one in parameters.items())
@@ -175,14 +179,14 @@ class ChannelGraph:
                 place.dimension
             ]
             for axis in self.axes
-            for place in axis.places
+            for place in (*axis.places, *axis.repeated)
         }
         starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
         channels, positions, start = [], [], 0
         for axis in self.axes:
             own = torch.arange(start, start + axis.channels)
             start += axis.channels
-            for place in axis.places:
+            for place in (*axis.places, *axis.repeated):
                 channels.append(own.repeat_interleave(place.multiplicity))
                 positions.append(
                     place.positions.flatten() + starts[place.parameter, place.dimension]
@@ -193,12 +197,10 @@ class ChannelGraph:
     def shares(self) -> list[float]:
         """For each axis, the share of the MACs spent in layers that write or read its channels."""
         times = macs_by_weight(self.multiplications)
-        spent = {n: t * tensor_of(self.model, n).numel() for n, t in times.items()}
-        return [
-            sum(spent.get(name, 0) for name in {place.parameter for place in axis.places})
-            / max(self.macs, 1)
-            for axis in self.axes
-        ]
+        sizes = {one.weight: multiplied(self.model, one) for one in self.multiplications}
+        spent = {name: count * sizes[name].numel() for name, count in times.items()}
+        touched = [{p.parameter for p in (*axis.places, *axis.computed)} for axis in self.axes]
+        return [sum(spent.get(name, 0) for name in names) / max(self.macs, 1) for names in touched]
 
     def __str__(self) -> str:
         lines = [
@@ -216,9 +218,21 @@ class ChannelGraph:
                 f"    written by {writers}",
                 f"    read by {readers}",
             ]
-        return "\n".join(lines + left_whole(self.fixed))
+        return "\n".join(lines + not_counted(self.uncounted) + left_whole(self.fixed))
 
     __repr__ = __str__
+
+
+def multiplied(model: nn.Module, one: Multiplication) -> Tensor:
+    """What a layer multiplies by: a tensor of the network, or one of the shape that it computes."""
+    if one.shape is None:
+        return tensor_of(model, one.weight)
+    return torch.empty(one.shape, device="meta")
+
+
+def not_counted(uncounted: Sequence[str]) -> list[str]:
+    """A line that names what multiplies and is not in the MACs; none where all is."""
+    return [f"Not counted in the MACs: {', '.join(uncounted)}"] if uncounted else []
 
 
 def left_whole(fixed: Iterable[FixedAxis]) -> list[str]:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import Inputs, as_inputs, count_macs, tensors_in
+from mdcp_fast.modules.layer_kinds import bare_widths
 from mdcp_fast.modules.locks import alone_with_its_network
 from mdcp_fast.modules.modes import modes_differ
 from mdcp_fast.modules.names import shared_names
-from mdcp_fast.modules.removal import tensor_of
 from mdcp_fast.modules.wrappers import nothing_compiled, unwrapped
 from mdcp_fast.tracing.axes import Axis, FixedAxis, gather, merged, module_of
 from mdcp_fast.tracing.check import failing_axes, with_least_widths
 from mdcp_fast.tracing.export import drops_sizes_of_one, export, export_training
-from mdcp_fast.tracing.graph import ChannelGraph
+from mdcp_fast.tracing.graph import ChannelGraph, multiplied
 from mdcp_fast.tracing.labels import ALONG, OUTPUT, Walk, walk_program
 
 
@@ -73,12 +73,13 @@ def trace(
     ignored = _ignored_parameters(model, ignore)
     same = shared_names(model)
 
-    walk = Walk()
+    walk = Walk(bare_widths(model), exact=not allow_inexact)
     program = export(model, inputs)
     walk_program(walk, program, same)
     multiplications = list(walk.multiplications)  # training mode has other costs
+    uncounted = tuple(dict.fromkeys(walk.uncounted))
     if walk.all_known and not _unreached(walk, model):
-        macs = sum(one.positions * tensor_of(model, one.weight).numel() for one in multiplications)
+        macs = sum(one.positions * multiplied(model, one).numel() for one in multiplications)
     else:
         macs = count_macs(model, inputs)
     unreached = _walk_training(walk, model, inputs, same)
@@ -90,17 +91,22 @@ def trace(
     normalized_by = {weight: mean for weight, mean in walk.normalized_by.items() if mean}
     axes, fixed = gather(walk.uses.values(), walk.finish(), allow_inexact)
     fixed = merged([*fixed, *unreached])
-    graph = ChannelGraph(model, inputs, axes, fixed, multiplications, macs, normalized_by)
+    graph = ChannelGraph(
+        model, inputs, axes, fixed, multiplications, macs, normalized_by, uncounted
+    )
     failing = failing_axes(graph, _probe(graph.axes), scramble=True) if check and axes else {}
     passing = [axis for axis in axes if axis.name not in failing]
     fixed += [FixedAxis(a.name, a.channels, failing[a.name]) for a in axes if a.name in failing]
-    graph = ChannelGraph(model, inputs, passing, fixed, multiplications, macs, normalized_by)
+
+    def graph_of(some: Sequence[Axis]) -> ChannelGraph:
+        return ChannelGraph(
+            model, inputs, some, fixed, multiplications, macs, normalized_by, uncounted
+        )
+
+    graph = graph_of(passing)
     if not check or not passing or not drops_sizes_of_one(program):
         return graph
-    least = with_least_widths(graph)
-    if least == passing:
-        return graph
-    return ChannelGraph(model, inputs, least, fixed, multiplications, macs, normalized_by)
+    return graph_of(with_least_widths(graph))
 
 
 def _check_model(model: nn.Module) -> None:
@@ -119,7 +125,7 @@ def _check_model(model: nn.Module) -> None:
 
 def _unreached(walk: Walk, model: nn.Module) -> list[str]:
     """Parameters that no captured graph uses so far."""
-    reached = {name for name, _ in walk.uses}
+    reached = walk.reached | {name for name, _ in walk.uses}
     return [name for name, p in model.named_parameters() if name not in reached and p.dim()]
 
 

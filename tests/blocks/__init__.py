@@ -145,8 +145,8 @@ BLOCKS: dict[str, Block] = {
     "dense concatenation": Block(DenseConcatenation, {"a": 5, "b": 4, "c": 6}),
     "nested concatenation": Block(NestedConcatenation, {"a": 4, "b": 4}),
     "C2f": Block(C2f, {"cv1": 4, "m.0.0": 6, "m.1.0": 6, "cv2": 5}),
-    "split by size": Block(SplitBySize, {"b": 4, "c": 4}, {"a": WRITTEN, **HEAD}),
-    "half slices": Block(HalfSlices, {"b": 6}, {"a": WRITTEN, **HEAD}),
+    "split by size": Block(SplitBySize, {"b": 4, "c": 4}, {"a": WRITTEN, **HEAD}, by_check=("a",)),
+    "half slices": Block(HalfSlices, {"b": 6}, {"a": WRITTEN, **HEAD}, by_check=("a",)),
     "channel shuffle": Block(ChannelShuffle, {"a": 3, "b": 4}),
     "native channel shuffle": Block(lambda: ChannelShuffle(native=True), {"a": 3, "b": 4}),
     "pixel shuffle": Block(PixelShuffle, {"a": 4, "b": 6, "c": 5}),
@@ -170,7 +170,7 @@ BLOCKS: dict[str, Block] = {
         {"enc1": 4, "enc2": 6, "mid": 8, "up2": 6, "dec2": 6, "dec1": 4},
         inputs=(image(size=8),),
     ),
-    "GroupNorm": Block(GroupNorm, {"b": 6}, {"a": "GroupNorm", **HEAD}, mixed={"a": 4}),
+    "GroupNorm": Block(GroupNorm, {"a": 2, "b": 6}, mixed={"a": 4}),
     "LayerNorm on permuted input": Block(
         LayerNormPermuted, {"up": 12}, {"stem": "LayerNorm", **HEAD}, mixed={"stem": 6}
     ),
@@ -209,7 +209,9 @@ BLOCKS: dict[str, Block] = {
     "sizes in a view that still fits": Block(
         LiteralViewThatFits, {"b": 6}, {"a": "pruned network", **HEAD}, by_check=("a",)
     ),
-    "written in place": Block(WrittenInPlace, {}, {"a": WRITTEN, "c": WRITTEN, **HEAD}),
+    "written in place": Block(
+        WrittenInPlace, {}, {"a": WRITTEN, "c": WRITTEN, **HEAD}, by_check=("a", "c")
+    ),
     "functional": Block(Functional, {"a": 6, "weight": 5}),
     "odd padding": Block(
         OddPadding, {"c": 4}, {"a": "cut off", "b": "positions written", "d": "positions", **HEAD}

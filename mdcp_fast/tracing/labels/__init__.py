@@ -8,6 +8,7 @@ values:
 - an op that combines tensors element by element merges the labels that meet (`elementwise`);
 - a layer reads labels along its weight's input dimension and makes new ones along its output
   dimension (`layers`);
+- what is computed of parameters alone has labels along each of its dimensions (`weights`);
 - whatever cannot shrink (the network's outputs, sizes written in the source, unknown ops) fixes its
   labels, with the reason.
 
@@ -15,8 +16,28 @@ A class of merged labels is one removable channel: positions in parameters that 
 at all (`union_find`).
 """
 
-from mdcp_fast.tracing.labels.state import ALONG, INPUT, OUTPUT, Multiplication, Use, Walk
+from mdcp_fast.tracing.labels.state import (
+    ALONG,
+    COMPUTED,
+    INPUT,
+    OUTPUT,
+    REPEATED,
+    Multiplication,
+    Use,
+    Walk,
+)
 from mdcp_fast.tracing.labels.union_find import Resolved
 from mdcp_fast.tracing.labels.walk import walk_program
 
-__all__ = ["ALONG", "INPUT", "OUTPUT", "Multiplication", "Resolved", "Use", "Walk", "walk_program"]
+__all__ = [
+    "ALONG",
+    "COMPUTED",
+    "INPUT",
+    "OUTPUT",
+    "REPEATED",
+    "Multiplication",
+    "Resolved",
+    "Use",
+    "Walk",
+    "walk_program",
+]

@@ -22,13 +22,14 @@ UNARY = (
 )
 BROADCASTING = (
     "add sub rsub mul div maximum minimum where fmax fmin floor_divide remainder fmod atan2 "
-    "lerp addcmul addcdiv pow clamp clamp_min clamp_max masked_fill eq ne gt ge lt le "
+    "copy lerp addcmul addcdiv pow clamp clamp_min clamp_max masked_fill eq ne gt ge lt le "
     "logical_and logical_or logical_xor true_divide multiply subtract divide"
 )
 CREATION = (
     "new_zeros new_ones new_full new_empty zeros ones full empty arange linspace eye scalar_tensor "
     "rand randn"
 )
+ALONG_POSITIONS = "a parameter that lies along positions"
 CHECKS = "_assert_scalar _assert_tensor_metadata sym_constrain_range"
 
 
@@ -52,11 +53,16 @@ def broadcasting(walk: Walk, call: Call) -> Any:
 
 def aligned(walk: Walk, node: Node, operands: list[Node], rank: int) -> Tensor:
     """Labels of an operand, aligned to the result's dimensions (size 1 where it is broadcast)."""
+    labels: Tensor | None = None
     if walk.is_parameter(node) and not walk.knows(node):
-        adopted = adopt(walk, node, operands)
-        if adopted is not None:
-            walk.set_labels(node, adopted)
-    labels: Tensor = walk.labels(node)
+        labels = adopt(walk, node, operands)
+        if labels is not None:
+            walk.set_labels(node, labels)
+    elif walk.is_constant(node):
+        labels = adopt_computed(walk, node, operands)
+    if labels is None:
+        labels = walk.labels(node)
+    assert labels is not None
     return labels[(None,) * (rank - labels.dim())]
 
 
@@ -68,20 +74,40 @@ def adopt(walk: Walk, node: Node, operands: list[Node]) -> Tensor | None:
     """
     shape = node.meta["val"].shape
     wide = [d for d, size in enumerate(shape) if size > 1]
+    met = channels_met(walk, node, operands)
+    if met is None:
+        return None
+    channels, dim = met
+    walk.pin(node, ALONG_POSITIONS, [d for d in wide if d != dim])
+    if dim not in wide:
+        return none(shape)
+    walk.use(node, dim, channels, ALONG)
+    return spread(channels, shape, dim)
+
+
+def adopt_computed(walk: Walk, node: Node, operands: list[Node]) -> Tensor | None:
+    """Likewise what is computed of parameters: only where it meets channels it has some itself."""
+    own, met = walk.weight(node), channels_met(walk, node, operands)
+    if own is None or met is None:
+        return None
+    _, dim = met
+    for d, labels in enumerate(own):
+        if d != dim:
+            walk.fix(labels, ALONG_POSITIONS)
+    shape = node.meta["val"].shape
+    return none(shape) if not 0 <= dim < len(own) else spread(own[dim], shape, dim)
+
+
+def channels_met(walk: Walk, node: Node, operands: list[Node]) -> tuple[Tensor, int] | None:
+    """The channels of a value that meets `node`, and where they would lie in that."""
     for operand in operands:
-        if operand is node or walk.is_parameter(operand):
+        if operand is node or walk.is_constant(operand):
             continue
         labels = walk.labels(operand)
         along = varying(labels)
-        if len(along) != 1:
-            continue
-        dim = along[0] - labels.dim() + len(shape)
-        walk.pin(node, "a parameter that lies along positions", [d for d in wide if d != dim])
-        if dim not in wide:
-            return none(shape)
-        channels = walk.channels(labels, along[0])
-        walk.use(node, dim, channels, ALONG)
-        return spread(channels, shape, dim)
+        if len(along) == 1:
+            dim = along[0] - labels.dim() + node.meta["val"].dim()
+            return walk.channels(labels, along[0]), dim
     return None
 
 

@@ -10,12 +10,14 @@ from torch.fx import Node
 from mdcp_fast.modules.layer_kinds import (
     BATCH_NORM,
     CONVOLUTION,
+    EMBEDDING,
     GROUP_NORM,
     INSTANCE_NORM,
     KINDS,
     LAYER_NORM,
     LINEAR,
     PRELU,
+    RMS_NORM,
     TRANSPOSED,
     LayerKind,
     MatrixKind,
@@ -32,6 +34,7 @@ from mdcp_fast.tracing.labels.state import (
     op_name,
     ops,
 )
+from mdcp_fast.tracing.labels.weights import credit, made_to_size
 
 BEFORE_BATCH_NORM = frozenset(
     operator
@@ -40,11 +43,13 @@ BEFORE_BATCH_NORM = frozenset(
     for operator in kind.operators
 )
 
+NORMS = {name: kind for kind in (LAYER_NORM, RMS_NORM) for name in kind.operators}
+
 
 def convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
-        return computed_weight(walk, call)
+        return computed_weight(walk, call, CONVOLUTION)
     kind = CONVOLUTION
     dim, inputs, outputs = layer_channels(walk, call, kind)
     walk.use(weight, kind.output_dimension, outputs, OUTPUT)
@@ -64,7 +69,7 @@ def convolution(walk: Walk, call: Call) -> Any:
 def transposed_convolution(walk: Walk, call: Call) -> Any:
     weight, groups, out = call["weight"], call["groups"], call.value
     if not walk.is_parameter(weight):
-        return computed_weight(walk, call)
+        return computed_weight(walk, call, TRANSPOSED)
     kind = TRANSPOSED
     dim, inputs, outputs = layer_channels(walk, call, kind)
     if groups > 1 and groups == len(inputs):
@@ -99,7 +104,7 @@ def depthwise(walk: Walk, inputs: Tensor, outputs: Tensor) -> None:
 def linear(walk: Walk, call: Call) -> Any:
     weight, out = call["weight"], call.value
     if not walk.is_parameter(weight):
-        return computed_weight(walk, call)
+        return computed_weight(walk, call, LINEAR)
     kind = LINEAR
     dim, inputs, outputs = layer_channels(walk, call, kind)
     walk.use(weight, kind.input_dimension, inputs, INPUT)
@@ -109,14 +114,43 @@ def linear(walk: Walk, call: Call) -> Any:
     return spread(outputs, out.shape, dim)
 
 
-def computed_weight(walk: Walk, call: Call) -> Any:
-    return walk.unknown(call, "a layer whose weight is computed")
+def computed_weight(walk: Walk, call: Call, kind: MatrixKind) -> Any:
+    """A layer whose weight is computed of parameters: it has the channels that they have."""
+    weight, title = call["weight"], "a layer whose weight is computed"
+    own, reason = walk.weight(weight), f"{title}: {call.name}, {call.where}"
+    groups, out, source = call["groups"] or 1, call.value, call["input"].meta["val"]
+    dim = kind.channel_dimension(out, weight.meta["val"])
+    count = source.shape[dim]
+    if own is None or groups not in (1, count):
+        return walk.unknown(call, title)
+    outputs = kind.outputs(weight.meta["val"], groups)
+    inputs = walk.channels(walk.labels(call["input"]), dim)
+    if groups == 1:
+        walk.classes.merge(inputs, own[kind.input_dimension], reason)
+        made = own[kind.output_dimension]
+        along = {kind.input_dimension: inputs, kind.output_dimension: made}
+    else:
+        made = walk.classes.fresh(outputs)
+        depthwise(walk, inputs, made)
+        along = {0: inputs if kind is TRANSPOSED else made}
+        if not made_to_size(walk, weight, len(own[0])):
+            walk.classes.merge(along[0], own[0], reason)
+    bias = call["bias"]
+    if walk.is_parameter(bias):
+        walk.use(bias, 0, made, ALONG)
+    elif bias is not None:
+        walk.classes.merge(made, walk.channels(walk.labels(bias), 0), reason)
+    positions = source.numel() // count if kind is TRANSPOSED else out.numel() // outputs
+    walk.computes(call, weight, positions, along)
+    credit(walk, weight, made, inputs)
+    return spread(made, out.shape, dim)
 
 
 def batch_norm(walk: Walk, call: Call) -> Any:
     channels = walk.channels(walk.labels(call["input"]), 1)
     for name in ("weight", "bias", "running_mean", "running_var"):
         walk.use(call[name], 0, channels, ALONG)
+    walk.repeat_width(call, BATCH_NORM.width, channels)
     note_normalized(walk, call["input"], call["running_mean"])
     return spread(channels, call.shape, 1)
 
@@ -134,24 +168,46 @@ def note_normalized(walk: Walk, source: Node, running_mean: Any) -> None:
 
 
 def group_norm(walk: Walk, call: Call) -> Any:
-    channels = walk.channels(walk.labels(call["input"]), 1)
-    walk.tie(channels, call["num_groups"])
-    return normalized(walk, call, "GroupNorm", channels, 1)
+    """Whole groups can go, exactly; the same channels of each group change the others."""
+    channels, groups = walk.channels(walk.labels(call["input"]), 1), call["num_groups"]
+    if walk.exact and groups > 1:
+        parts = channels.view(groups, -1)
+        walk.classes.merge(parts[:, :1], parts, "a group of GroupNorm of which a part is fixed")
+        return scaled(walk, call, GROUP_NORM, channels, 1)
+    walk.tie(channels, groups)
+    return normalized(walk, call, GROUP_NORM, channels, 1)
 
 
 def layer_norm(walk: Walk, call: Call) -> Any:
-    source = walk.labels(call["input"])
+    kind, source = NORMS[call.name], walk.labels(call["input"])
     if len(call["normalized_shape"]) != 1:
-        return walk.unknown(call, "LayerNorm over several dimensions")
+        return walk.unknown(call, f"{type(kind).__name__} over several dimensions")
     last = source.dim() - 1
-    return normalized(walk, call, "LayerNorm", walk.channels(source, last), last)
+    return normalized(walk, call, kind, walk.channels(source, last), last)
 
 
-def normalized(walk: Walk, call: Call, title: str, channels: Tensor, dim: int) -> Tensor:
+def normalized(walk: Walk, call: Call, kind: LayerKind, channels: Tensor, dim: int) -> Tensor:
+    title = type(kind).__name__
     walk.classes.mix(channels, f"{title} normalises over these channels, {call.where}")
+    return scaled(walk, call, kind, channels, dim)
+
+
+def scaled(walk: Walk, call: Call, kind: LayerKind, channels: Tensor, dim: int) -> Tensor:
     for name in ("weight", "bias"):
         walk.use(call[name], 0, channels, ALONG)
+    walk.repeat_width(call, kind.width, channels)
     return spread(channels, call.shape, dim)
+
+
+def embedding(walk: Walk, call: Call) -> Any:
+    """Rows of a weight, looked up: its columns are channels."""
+    weight, shape = call["weight"], call.shape
+    if not walk.is_parameter(weight):
+        return walk.unknown(call, "rows of a weight that is computed")
+    walk.fix(walk.labels(call["indices"]), f"used as positions: {call.name}, {call.where}")
+    outputs = walk.classes.fresh(shape[-1])
+    walk.use(weight, 1, outputs, OUTPUT)
+    return spread(outputs, shape, len(shape) - 1)
 
 
 def softmax(walk: Walk, call: Call) -> Any:
@@ -175,10 +231,6 @@ def prelu(walk: Walk, call: Call) -> Any:
     return spread(channels, source.shape, 1)
 
 
-def product(walk: Walk, call: Call) -> Any:
-    return walk.unknown(call, "a matrix product outside a layer")
-
-
 def of_kind(kind: LayerKind, rule: Rule) -> Rules:
     """One rule for the operators of a kind of layer."""
     return dict.fromkeys(kind.operators, rule)
@@ -192,7 +244,8 @@ RULES: Rules = {
     **of_kind(INSTANCE_NORM, batch_norm),
     **of_kind(GROUP_NORM, group_norm),
     **of_kind(LAYER_NORM, layer_norm),
+    **of_kind(RMS_NORM, layer_norm),
+    **of_kind(EMBEDDING, embedding),
     **of_kind(PRELU, prelu),
     **ops("softmax log_softmax _softmax _log_softmax", softmax),
-    **ops("matmul bmm mm baddbmm addmm einsum scaled_dot_product_attention", product),
 }

@@ -42,10 +42,14 @@ def note_nonlinear(walk: Walk, call: Call) -> None:
         walk: With the labels of what the call reads and of what it puts out.
         call: Of any op.
     """
-    if _keeps_linear(walk, call):
+    if walk.is_weight(call.node) or _keeps_linear(walk, call):
         return
     reason = f"{call.name}, {call.where}"
-    values = [node for node in call.node.all_input_nodes if not walk.is_parameter(node)]
+    values = [
+        node
+        for node in call.node.all_input_nodes
+        if not (walk.is_parameter(node) or walk.is_weight(node))
+    ]
     for labels in [*map(walk.labels, values), walk.labels(call.node)]:
         _bend(walk, labels, reason)
 
@@ -92,14 +96,14 @@ def _scales_alike(walk: Walk, call: Call) -> bool:
     value, scale = (_operands(call) + [None])[:2]
     if not _channel_dimensions(walk, call, value) and not call.name.startswith(("div", "true")):
         value, scale = scale, value
-    if isinstance(scale, Node) and walk.is_parameter(scale):
+    if isinstance(scale, Node) and walk.is_constant(scale):
         return scale.meta["val"].numel() == 1
     return isinstance(value, Node) and not _channel_dimensions(walk, call, scale)
 
 
 def _channel_dimensions(walk: Walk, call: Call, operand: Any) -> list[int]:
     """The dimensions of the result, counted from the last, along which an operand has channels."""
-    labels = walk.labels(operand)
-    if not isinstance(labels, Tensor) or walk.is_parameter(operand):
+    labels = None if walk.is_constant(operand) else walk.labels(operand)
+    if not isinstance(labels, Tensor):
         return []
     return [d - labels.dim() for d in varying(labels)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from mdcp_fast.tracing.labels.elementwise import broadcasting
 from mdcp_fast.tracing.labels.label_tensors import (
@@ -46,7 +47,16 @@ RESHAPE = (
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as _reshape_copy"
 )
 REORDER = "permute transpose t numpy_T movedim moveaxis swapaxes swapdims mT mH adjoint"
-SELECT = "slice select split split_with_sizes unbind narrow tensor_split unsafe_chunk unsafe_split"
+SELECT = (
+    "slice select split split_with_sizes unbind narrow tensor_split unsafe_chunk unsafe_split "
+    "hsplit vsplit dsplit"
+)
+ALONG_POSITIONS = (
+    "gather topk sort argsort msort kthvalue cumsum cumprod cummax cummin logcumsumexp "
+    "index_select unfold diff"
+)
+EXACT_SUMS = ("sum", "norm", "linalg_vector_norm")  # in which a zero more or less is nothing
+MIXING = ["mean", "amax", "amin", "max", "min", "std", "var", "logsumexp", "std_mean", "var_mean"]
 REDUCE = (
     "mean sum amax amin max min prod std var norm linalg_vector_norm logsumexp argmax argmin "
     "any all median std_mean var_mean"
@@ -80,7 +90,10 @@ def reorder(walk: Walk, call: Call) -> Any:
 
 
 def expand(walk: Walk, call: Call) -> Any:
-    return walk.labels(call.source).expand(call.shape)
+    source = walk.labels(call.source)
+    if call.name == "expand_as" and not varying(source):
+        return walk.labels(call["other"])  # its size follows that of the other
+    return source.expand(call.shape)
 
 
 def along_dims(walk: Walk, call: Call) -> Any:
@@ -92,12 +105,75 @@ def along_dims(walk: Walk, call: Call) -> Any:
     return compact(source).expand(call.shape)
 
 
+def along_positions(walk: Walk, call: Call) -> Any:
+    """Ops that work along a dimension of positions, each channel by itself."""
+    source, value = walk.labels(call.source), call.value
+    dim = (-1 if call["dim"] is None else call["dim"]) % source.dim()
+    if varies(source, dim):
+        return walk.unknown(call, "channels moved by positions that are computed")
+    small = compact(source)
+    if isinstance(call["index"], Node) and call.name == "gather":
+        index = walk.labels(call["index"])
+        if varying(index):
+            walk.classes.merge(small, index.narrow(dim, 0, 1), f"met a constant, {call.where}")
+        else:
+            walk.doubt(source, f"sizes written in the source: gather, {call.where}")
+    if call.name == "unfold":
+        small = small.unsqueeze(-1)
+    shaped = [
+        small.expand(v.shape) for v in (value if isinstance(value, tuple | list) else [value])
+    ]
+    return shaped if isinstance(value, (list, tuple)) else shaped[0]
+
+
+def index(walk: Walk, call: Call) -> Any:
+    """x[:, :, rows]: one dimension of positions is indexed by a tensor."""
+    source, indices = walk.labels(call.source), call["indices"]
+    given = [d for d, one in enumerate(indices) if one is not None]
+    chosen = indices[given[0]].meta["val"]
+    if len(given) > 1 or chosen.dtype in (torch.bool, torch.uint8) or varies(source, given[0]):
+        return walk.unknown(call)
+    small = compact(source)
+    at = [1] * chosen.dim()
+    return small.reshape(*small.shape[: given[0]], *at, *small.shape[given[0] + 1 :]).expand(
+        call.shape
+    )
+
+
+def im2col(walk: Walk, call: Call) -> Any:
+    """Every channel becomes as many as the patches have positions."""
+    source, shape = walk.labels(call.source), call.shape
+    dim = len(shape) - 2
+    channels = walk.channels(source, dim)
+    return spread(channels.repeat_interleave(shape[dim] // len(channels)), shape, dim)
+
+
+def col2im(walk: Walk, call: Call) -> Any:
+    source, shape = walk.labels(call.source), call.shape
+    dim = len(shape) - 3
+    channels = walk.channels(source, source.dim() - 2).view(shape[dim], -1)
+    walk.classes.merge(channels[:, :1], channels, "patches of fixed channels")
+    return spread(channels.amax(1), shape, dim)
+
+
+def repeat_interleave(walk: Walk, call: Call) -> Any:
+    source, repeats = walk.labels(call.source), call["repeats"]
+    if not isinstance(repeats, int) or call["dim"] is None:
+        return along_dims(walk, call)
+    dim = call["dim"] % source.dim()
+    small = compact(source)
+    if varies(source, dim):
+        small = small.repeat_interleave(repeats, dim)
+    return small.expand(call.shape)
+
+
 def repeat(walk: Walk, call: Call) -> Any:
     shape = call.shape
     small = compact(walk.labels(call.source))
     small = small[(None,) * (len(shape) - small.dim())]
-    repeats = [r if small.shape[d] > 1 else 1 for d, r in enumerate(call["repeats"])]
-    return small.repeat(repeats).expand(shape)
+    times = list(call["repeats"] or call["dims"])
+    times = [1] * (len(shape) - len(times)) + times
+    return small.repeat([r if small.shape[d] > 1 else 1 for d, r in enumerate(times)]).expand(shape)
 
 
 def concatenate(walk: Walk, call: Call) -> Any:
@@ -139,24 +215,54 @@ def chunk(walk: Walk, call: Call) -> Any:
         if source.shape[dim] % chunks:
             walk.fix(source, f"unequal chunks, {call.where}")
         else:
-            parts = compact(source).unflatten(dim, (chunks, -1))
-            walk.classes.merge(parts.narrow(dim, 0, 1), parts, "chunks of which one is fixed")
+            equal_parts(walk, source, dim, chunks)
     return list(torch.chunk(source, chunks, dim))
 
 
+def equal_parts(walk: Walk, source: Tensor, dim: int, count: int) -> None:
+    """Channels fall into equal parts, of which each loses the same positions."""
+    parts = compact(source).unflatten(dim, (count, -1))
+    walk.classes.merge(parts.narrow(dim, 0, 1), parts, "chunks of which one is fixed")
+
+
 def select(walk: Walk, call: Call) -> Any:
-    """Ops that take out parts at positions written in the source."""
+    """Ops that take out parts: equal ones, as chunks, or at positions written in the source."""
     source, value = walk.labels(call.source), call.value
-    dim = (call["dim"] or 0) % source.dim()
+    dim = split_dimension(call, source.dim())
     whole = isinstance(value, Tensor) and value.shape == source.shape
     if varies(source, dim) and not whole:
-        small = compact(source)
+        small, count = compact(source), parts_of(call, source.shape[dim], dim)
+        written = f"sizes written in the source: {call.name}, {call.where}"
         if any(d != dim for d in varying(source)):
             # The channels go on along another dimension: this one must keep its size.
             walk.classes.merge(small.narrow(dim, 0, 1), small, "parts of which one is fixed")
+        elif count is not None:
+            equal_parts(walk, source, dim, count)
+            walk.doubt(source, written)
         else:
-            walk.fix(source, f"sizes written in the source: {call.name}, {call.where}")
+            walk.fix(source, written)
     return rerun(call, source)
+
+
+def split_dimension(call: Call, rank: int) -> int:
+    if call.name in ("hsplit", "vsplit", "dsplit"):
+        return {"hsplit": min(1, rank - 1), "vsplit": 0, "dsplit": 2}[call.name]
+    return int(call["dim"] or 0) % rank
+
+
+def parts_of(call: Call, size: int, dim: int) -> int | None:
+    """Of how many equal parts an op gives one or all; None where they are not equal."""
+    value = call.value
+    if isinstance(value, (list, tuple)):
+        sizes = {part.shape[dim] for part in value}
+        return len(value) if len(sizes) == 1 and call.name != "unbind" else None
+    if call.name not in ("slice", "narrow") or (call["step"] or 1) != 1:
+        return None
+    length = value.shape[dim]
+    start = call["start"] or 0
+    start += size if start < 0 else 0
+    equal = length > 0 and start % length == 0 and size % length == 0
+    return size // length if equal else None
 
 
 def getitem(walk: Walk, call: Call) -> Any:
@@ -206,7 +312,12 @@ def reduce(walk: Walk, call: Call) -> Any:
     dims = as_dims(call["dim"], labels.dim())
     if several_vary(labels, dims):
         if all(d in dims for d in varying(labels)):
-            walk.fix(labels, f"reduced over channels: {call.name}, {call.where}")
+            reason = f"reduced over channels: {call.name}, {call.where}"
+            walk.classes.bend(labels, reason)
+            if call.name not in (*EXACT_SUMS, *MIXING):
+                walk.fix(labels, reason)
+            elif call.name in MIXING or call.source not in walk.zeros:
+                walk.classes.mix(labels, reason)
             return walk.no_labels(call)
         small = compact(labels)
         for d in dims:
@@ -221,8 +332,13 @@ RULES: Rules = {
     **ops(RESHAPE, reshape),
     **ops(REORDER, reorder),
     **ops("expand expand_as", expand),
-    **ops("flip roll repeat_interleave", along_dims),
-    **ops("repeat", repeat),
+    **ops("flip roll", along_dims),
+    **ops("repeat_interleave", repeat_interleave),
+    **ops("repeat tile", repeat),
+    **ops(ALONG_POSITIONS, along_positions),
+    **ops("index", index),
+    **ops("im2col", im2col),
+    **ops("col2im", col2im),
     **ops("cat concat concatenate", concatenate),
     **ops("stack", stack),
     **ops("chunk", chunk),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,11 @@ from mdcp_fast.tracing.labels.label_tensors import compact, none, spread, varies
 from mdcp_fast.tracing.labels.union_find import Classes, Resolved
 
 OUTPUT, INPUT, ALONG = "output", "input", "along"
+REPEATED = "repeated"  # a width that a layer repeats without having a tensor of it
+COMPUTED = "computed"  # along a weight that the network computes: it costs what a parameter does
+
+
+UNSUPPORTED = "a parameter used outside a layer along several dimensions"
 
 
 @dataclass
@@ -33,10 +38,17 @@ class Use:
 
 @dataclass
 class Multiplication:
-    """A layer's cost: `positions` times the number of entries of its weight."""
+    """A layer's cost: `positions` times the number of entries of its weight.
+
+    Attributes:
+        weight: A parameter or buffer, or what stands for a weight that the network computes.
+        positions: How often each entry is multiplied.
+        shape: Of such a computed weight; None for a parameter.
+    """
 
     weight: str
     positions: int
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -89,9 +101,13 @@ class Call:
         trace = [line.strip() for line in (self.node.meta.get("stack_trace") or "").splitlines()]
         lines = [line for line in trace if line]
         code = f"`{lines[-1]}`" if lines and not lines[-1].startswith("File ") else ""
+        return " in ".join(part for part in (code, self.path) if part) or self.node.name
+
+    @property
+    def path(self) -> str:
+        """The module in which the call stands; empty for the network itself."""
         paths = [path for path, _ in (self.node.meta.get("nn_module_stack") or {}).values() if path]
-        module = paths[-1].replace("L['self'].", "") if paths else ""
-        return " in ".join(part for part in (code, module) if part) or self.node.name
+        return paths[-1].replace("L['self'].", "") if paths else ""
 
 
 def op_name(node: Node) -> str:
@@ -110,24 +126,46 @@ class Walk:
         all_known: Whether every op was analysed, so that nothing but these layers multiplies.
         normalized_by: By weight, the running mean of the BatchNorm right behind its layer; "" where
             something else reads its output as well.
+        reached: Names of the parameters and buffers that some op uses.
+        zeros: Values that are zero wherever their channel is removed (see `zeros`).
+        uncounted: Ops that multiply and for which there is no formula.
+
+    Args:
+        widths: Full names of the widths that layers repeat without having a tensor of that size.
+        exact: Whether only what can go without changing the rest may go: whole groups of a
+            GroupNorm, not channels of each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, widths: Collection[str] = (), exact: bool = True) -> None:
+        self.widths, self.exact = widths, exact
+        self.uncounted: list[str] = []
+        self.reached: set[str] = set()
+        self.zeros: set[Node] = set()
         self.classes = Classes()
         self.uses: dict[tuple[str, int], Use] = {}
         self.multiplications: list[Multiplication] = []
         self.all_known = True
         self.normalized_by: dict[str, str] = {}
         self._split_views: list[Tensor] = []
-        self._names: dict[str, str] = {}
+        self._names: dict[Node, str] = {}
         self._values: dict[Node, Any] = {}
+        self._weights: dict[Node, list[Tensor]] = {}
+        self._constant: set[Node] = set()
 
     def enter(self, program: torch.export.ExportedProgram, same: dict[str, str]) -> None:
         """Starts on another graph. `same` maps names of shared parameters to the first."""
         signature = program.graph_signature
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self._names = {node: same.get(name, name) for node, name in names.items()}
-        self._values = {}
+        # Plain tensors of modules; others are constants written in the source.
+        plain = signature.inputs_to_lifted_tensor_constants
+        names |= {node: name for node, name in plain.items() if name in same}
+        self._names = {
+            node: same.get(names[node.name], names[node.name])
+            for node in program.graph.nodes
+            if node.op == "placeholder" and node.name in names
+        }
+        self.reached.update(self._names[node] for node in self._names if node.users)
+        self._values, self._weights, self._constant = {}, {}, set()
 
     # Values
 
@@ -144,6 +182,18 @@ class Walk:
     def set_labels(self, node: Node, labels: Any) -> None:
         self._values[node] = labels
 
+    def stands_for(self, inner: Node, outer: Any) -> None:
+        """A value of a region's own graph is one that was handed to it."""
+        if self.is_parameter(outer):
+            self._names[inner] = self._names[outer]
+        elif isinstance(outer, Node) and outer in self._weights:
+            self._weights[inner] = self._weights[outer]
+        else:
+            self.set_labels(inner, self.labels(outer))
+        for known in (self._constant, self.zeros):
+            if outer in known:
+                known.add(inner)
+
     def knows(self, node: Node) -> bool:
         """Whether the value has labels already."""
         return node in self._values
@@ -152,15 +202,102 @@ class Walk:
         tensor = node.meta.get("val")
         if not isinstance(tensor, Tensor):
             return None
+        if node in self._weights:
+            return self._flattened(node, tensor)
         wide = [d for d, size in enumerate(tensor.shape) if size > 1]
         if not self.is_parameter(node) or not wide:
             return none(tensor.shape)
         if len(wide) > 1:
-            self.pin(node, "a parameter used outside a layer along several dimensions")
+            self.pin(node, UNSUPPORTED)
             return none(tensor.shape)
         labels = self.classes.fresh(tensor.shape[wide[0]])
         self.use(node, wide[0], labels, ALONG)
         return spread(labels, tensor.shape, wide[0])
+
+    def _flattened(self, node: Node, tensor: Tensor) -> Tensor:
+        """Labels of what was computed of parameters, where no rule looks at each dimension."""
+        along = [d for d, labels in enumerate(self._weights[node]) if bool(labels.any())]
+        if len(along) == 1:
+            return spread(self._weights[node][along[0]], tensor.shape, along[0])
+        for d in along:
+            self.fix(self._weights[node][d], UNSUPPORTED)
+        return none(tensor.shape)
+
+    # Values that are computed of parameters alone
+
+    def note_constant(self, node: Node) -> None:
+        """Notes whether a value is a parameter or computed of nothing else, in order."""
+        computed = node.op == "call_function" and all(map(self.is_constant, node.all_input_nodes))
+        if computed or self.is_parameter(node):
+            self._constant.add(node)
+
+    def is_constant(self, node: Any) -> bool:
+        """Whether a value is a parameter, or computed of nothing else."""
+        return node in self._constant
+
+    def is_weight(self, node: Any) -> bool:
+        """Whether a constant may have channels along several dimensions, as weights do."""
+        if not isinstance(node, Node) or node in self._weights:
+            return isinstance(node, Node)
+        if node in self._values or not self.is_parameter(node):
+            return False
+        value = node.meta.get("val")
+        return isinstance(value, Tensor) and sum(size > 1 for size in value.shape) > 1
+
+    def set_weight(self, node: Node, labels: list[Tensor]) -> None:
+        self._weights[node] = labels
+
+    def weight(self, node: Any) -> list[Tensor] | None:
+        """Labels along each dimension of a constant, int64 [size] each; None for what is none.
+
+        A parameter that is first met here has channels along all of its dimensions.
+        """
+        if node in self._weights:
+            return self._weights[node]
+        if not self.is_constant(node) or not isinstance(node.meta.get("val"), Tensor):
+            return None
+        shape = node.meta["val"].shape
+        if self.is_weight(node):
+            name = self.parameter_name(node)
+            for d, size in enumerate(shape):
+                if size > 1 and (name, d) not in self.uses:
+                    self.use(node, d, self.classes.fresh(size), ALONG)
+            own = [self.uses[name, d].labels if n > 1 else none([n]) for d, n in enumerate(shape)]
+            self._weights[node] = own
+            return own
+        labels = self.labels(node)
+        along = varying(labels)
+        if len(along) > 1 or (not along and bool(labels.any())):
+            return None
+        return [
+            compact(labels).flatten() if d in along else none([size])
+            for d, size in enumerate(shape)
+        ]
+
+    def sources(self, node: Node) -> list[Node]:
+        """The parameters that a constant is computed of."""
+        seen, waiting = dict[Node, None](), [node]
+        while waiting:
+            one = waiting.pop()
+            if one not in seen:
+                seen[one] = None
+                waiting.extend(one.all_input_nodes)
+        return [one for one in seen if self.is_parameter(one)]
+
+    def computes(self, call: Call, weight: Node, positions: int, along: dict[int, Tensor]) -> None:
+        """Notes what a weight costs that the network computes.
+
+        Args:
+            call: The layer.
+            weight: Its weight.
+            positions: How often each of its entries is multiplied.
+            along: Labels of the weight, by dimension.
+        """
+        name = f"{call.node.name} of {call.path}" if call.path else call.node.name
+        shape = tuple(weight.meta["val"].shape)
+        self.multiplications.append(Multiplication(name, positions, shape))
+        for d, labels in along.items():
+            self.uses[name, d] = Use(name, d, labels, COMPUTED)
 
     def no_labels(self, call: Call) -> Any:
         """A result without channels."""
@@ -190,6 +327,10 @@ class Walk:
             self._split_views.append(labels)
         return labels
 
+    def doubt(self, labels: Tensor, reason: str) -> None:
+        """A size that may be written in the source, or follow the channels: the check decides."""
+        self.classes.doubts.append((compact(labels), reason))
+
     def fix(self, labels: Any, reason: str) -> None:
         """The channels of a value, or of several, must stay."""
         if isinstance(labels, (list, tuple)):
@@ -211,10 +352,10 @@ class Walk:
     # Parameters
 
     def is_parameter(self, node: Any) -> bool:
-        return isinstance(node, Node) and node.op == "placeholder" and node.name in self._names
+        return node in self._names
 
     def parameter_name(self, node: Node) -> str:
-        return self._names[node.name]
+        return self._names[node]
 
     def use(self, node: Any, dimension: int, labels: Tensor, role: str) -> None:
         """Notes that `labels` sit along a parameter's dimension.
@@ -230,6 +371,13 @@ class Walk:
         known.read |= role == INPUT
         if role == OUTPUT or known.role == ALONG:
             known.role = role
+
+    def repeat_width(self, call: Call, attribute: str | None, labels: Tensor) -> None:
+        """Notes that the layer of a call repeats how many these channels are."""
+        name = f"{call.path}.{attribute}" if call.path else str(attribute)
+        if name in self.widths:
+            known = self.uses.setdefault((name, 0), Use(name, 0, labels, REPEATED))
+            self.classes.merge(known.labels, labels, "a layer that is shared with a fixed use")
 
     def pin(self, node: Node, reason: str, dims: Iterable[int] | None = None) -> None:
         """A parameter keeps its size along these dimensions, by default along all."""

@@ -19,12 +19,14 @@ class Resolved:
         fixed: Why a class must stay whole, by root (the first reason found).
         mixed: Which op normalises over a class, so that removing is not zeroing, by root.
         bent: Which op keeps a class from being rotated, by root (see `linearity`).
+        doubts: Which op takes a part of a class whose size may be written in the source, by root.
     """
 
     roots: Tensor
     fixed: dict[int, str]
     mixed: dict[int, str]
     bent: dict[int, str]
+    doubts: dict[int, str]
 
 
 Notes = list[tuple[Tensor, str]]  # labels, int64 [any], and what was noted of all of them
@@ -38,6 +40,7 @@ class Classes:
     fixed: Notes = field(default_factory=list)
     mixed: Notes = field(default_factory=list)
     bent: Notes = field(default_factory=list)
+    doubts: Notes = field(default_factory=list)
 
     def fresh(self, count: int) -> Tensor:
         """New labels, each a class of its own: int64 [count]."""
@@ -85,7 +88,8 @@ class Classes:
     def resolve(self) -> Resolved:
         """The classes as they stand."""
         roots = self.roots(torch.arange(len(self.parent)))
-        by = [_first_reasons(roots, notes) for notes in (self.fixed, self.mixed, self.bent)]
+        notes = (self.fixed, self.mixed, self.bent, self.doubts)
+        by = [_first_reasons(roots, one) for one in notes]
         return Resolved(roots, *by)
 
 

@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from mdcp_fast.tracing.labels import elementwise, layers, movement
+from mdcp_fast.modules.mac_formulas import is_counted
+from mdcp_fast.tracing.labels import elementwise, layers, movement, products, weights, zeros
 from mdcp_fast.tracing.labels.label_tensors import none
 from mdcp_fast.tracing.labels.linearity import note_nonlinear
-from mdcp_fast.tracing.labels.state import Call, Rules, Walk
+from mdcp_fast.tracing.labels.state import Call, Rules, Walk, op_name
 
-RULES: Rules = {**layers.RULES, **elementwise.RULES, **movement.RULES}
+RULES: Rules = {**layers.RULES, **products.RULES, **elementwise.RULES, **movement.RULES}
+
+# Ops that run a part of the network in another mode.
+REGIONS = (
+    "wrap_with_set_grad_enabled",
+    "wrap_with_autocast",
+    "wrap_activation_checkpoint",
+    "tag_activation_checkpoint",
+)
 
 # What a rule raises where an op is used in a way that the rule does not foresee.
 UNFORESEEN = (RuntimeError, IndexError, TypeError, KeyError, ValueError, AttributeError)
@@ -36,6 +45,7 @@ def walk_program(
 
 def _visit(walk: Walk, node: Node) -> None:
     value = node.meta.get("val")
+    walk.note_constant(node)
     if node.op == "placeholder":
         if not walk.is_parameter(node) and isinstance(value, Tensor):
             walk.set_labels(node, none(value.shape))
@@ -43,11 +53,36 @@ def _visit(walk: Walk, node: Node) -> None:
         for source in node.all_input_nodes:
             walk.fix(walk.labels(source), "the network's output")
     elif node.op == "call_function":
+        if op_name(node) in REGIONS:
+            _visit_region(walk, node)
+            return
         call = Call.of(node)
+        if not is_counted(node.target):
+            walk.all_known = False
+            walk.uncounted.append(" in ".join(filter(None, (call.name, call.path))))
         rule = RULES.get(call.name, Walk.unknown)
         try:
+            if weights.visit(walk, call):
+                return
             labels = rule(walk, call)
         except UNFORESEEN:
             labels = walk.unknown(call)
         walk.set_labels(node, labels)
         note_nonlinear(walk, call)
+        zeros.note(walk, call)
+
+
+def _visit_region(walk: Walk, node: Node) -> None:
+    """An op that runs a graph of its own in some mode: what it does is done in its place."""
+    at = next(
+        i for i, one in enumerate(node.args) if isinstance(one, Node) and one.op == "get_attr"
+    )
+    body = getattr(node.graph.owning_module, str(node.args[at].target)).graph  # type: ignore[union-attr]
+    given = iter(node.args[at + 1 :])
+    for inner in body.nodes:
+        if inner.op == "placeholder":
+            walk.stands_for(inner, next(given))
+        elif inner.op == "output":
+            walk.set_labels(node, walk.labels(inner.args[0]))
+        else:
+            _visit(walk, inner)
