@@ -13,12 +13,14 @@ from mdcp_fast.modules.im2col import from_input_columns, input_columns
 from mdcp_fast.modules.layer_kinds import (
     BATCH_NORM,
     CONVOLUTION,
+    EMBEDDING,
     GROUP_NORM,
     INSTANCE_NORM,
     KINDS,
     LAYER_NORM,
     LINEAR,
     PRELU,
+    RMS_NORM,
     TRANSPOSED,
     LayerKind,
     MatrixKind,
@@ -46,6 +48,8 @@ LAYERS: dict[str, tuple[nn.Module, LayerKind]] = {
     "GroupNorm": (nn.GroupNorm(2, 4), GROUP_NORM),
     "LayerNorm": (nn.LayerNorm(4), LAYER_NORM),
     "PReLU": (nn.PReLU(4), PRELU),
+    "RMSNorm": (nn.RMSNorm(4), RMS_NORM),
+    "Embedding": (nn.Embedding(9, 4), EMBEDDING),
 }
 
 
@@ -147,7 +151,7 @@ def test_a_batch_norm_that_is_a_function_takes_up_means_but_is_no_module() -> No
 
 
 class Embedding(LayerKind):
-    """A kind that the library does not have."""
+    """A kind that the library is made not to have."""
 
     types = (nn.Embedding,)
     operators = ("embedding",)
@@ -164,8 +168,11 @@ def test_a_new_kind_is_an_entry_and_a_rule(monkeypatch: pytest.MonkeyPatch) -> N
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 5)).eval()
     words = torch.arange(9).view(3, 3)
+    others = tuple(kind for kind in KINDS if kind is not EMBEDDING)
+    monkeypatch.setattr(layer_kinds, "KINDS", others)
+    monkeypatch.delitem(walk.RULES, Embedding.operators[0])
     assert not trace(model, words).axes
-    monkeypatch.setattr(layer_kinds, "KINDS", (*KINDS, Embedding()))
+    monkeypatch.setattr(layer_kinds, "KINDS", (*others, Embedding()))
     monkeypatch.setitem(walk.RULES, Embedding.operators[0], embedding)
     graph = trace(model, words)
     assert [(axis.name, axis.channels) for axis in graph.axes] == [("0", 6)]
