@@ -181,13 +181,18 @@ class Batch {
     }
 
     void finish(const Problem& problem, int64_t job, Clusters& clusters) const {
+        const Cloud& cloud = *problem.cloud;
         int64_t iterations = 0;
-        while (iterations < in_.max_iter) {
+        std::vector<float> before;  // see kCycleStart
+        bool cycles = false;
+        while (iterations < in_.max_iter && !cycles) {
             ++iterations;
             if (!clusters.recenter()) break;
+            if (iterations >= kCycleStart) {
+                cycles = were_there(clusters, cloud.given, iterations, before);
+            }
             clusters.assign();
         }
-        const Cloud& cloud = *problem.cloud;
         float* centers = out_.centers + row_[job] * in_.dimensions;
         for (int64_t cluster = 0; cluster < in_.k[job]; ++cluster) {
             float* center = centers + cluster * in_.dimensions;
@@ -202,6 +207,23 @@ class Batch {
         }
         out_.iterations[job] = iterations;
         out_.inertia[job] = inertia(in_.problem[job], labels, centers);
+    }
+
+    // Whether all centres are where they were `before`, which is replaced at every power of two.
+    static bool were_there(const Clusters& clusters, int32_t dimensions, int64_t iteration,
+                           std::vector<float>& before) {
+        const bool stores = (iteration & (iteration - 1)) == 0;
+        before.resize(clusters.k() * dimensions);
+        for (int64_t i = 0; i < clusters.k() * dimensions; ++i) {
+            const float now =
+                clusters.center(i / dimensions, static_cast<int32_t>(i % dimensions));
+            if (stores) {
+                before[i] = now;
+            } else if (before[i] != now) {
+                return false;
+            }
+        }
+        return !stores;
     }
 
     double inertia(int64_t p, const int64_t* labels, const float* centers) const {

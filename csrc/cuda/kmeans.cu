@@ -181,6 +181,7 @@ void launch_kmeans(const KMeansPlan& plan, const KMeansProblem& in, const KMeans
     data.scaled = workspace.take<float>(padded * points);
     data.scale = workspace.take<double>(in.problems);
     data.at = workspace.take<float>(padded * plan.rows);
+    data.before = workspace.take<float>(padded * plan.rows);
     data.sum = workspace.take<unsigned long long>(plan.rows * in.dimensions);
     data.size = workspace.take<int32_t>(plan.rows);
     data.state = workspace.take<int32_t>(plan.rows);

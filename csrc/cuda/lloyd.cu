@@ -261,6 +261,24 @@ __device__ __forceinline__ void lloyd_recenter(const Lloyd& data, const LloydJob
     }
 }
 
+// Whether all centres are where they were before: see kCycleStart in numerics/fixed.h. Asked after
+// every iteration that moved one. scratch: shared memory.
+__device__ __forceinline__ bool lloyd_cycles(const Lloyd& data, const LloydJob& job,
+                                             int64_t iteration, int32_t* scratch) {
+    if (iteration < kCycleStart) return false;
+    const bool stores = (iteration & (iteration - 1)) == 0;
+    int32_t differs = stores;
+    for (int64_t i = threadIdx.x; i < job.k * data.dimensions; i += kLloydThreads) {
+        const int64_t place = i % data.dimensions * data.rows + job.row + i / data.dimensions;
+        if (stores) {
+            data.before[place] = data.at[place];
+        } else if (data.before[place] != data.at[place]) {
+            differs = 1;
+        }
+    }
+    return block_reduce(differs, Max(), scratch) == 0;
+}
+
 // The centres as the caller's coordinates are, then the sum of squared distances to them, which the
 // first warp adds in the order of numerics/fixed.h.
 __device__ __forceinline__ void lloyd_answer(const Lloyd& data, const LloydJob& job, float* centers,
@@ -315,6 +333,7 @@ __global__ void __launch_bounds__(kLloydThreads, 2)
         __syncthreads();
         const int32_t listed = moved;
         if (listed == 0) break;
+        const bool cycles = lloyd_cycles(data, job, iteration, scratch);
         if (2 * static_cast<int64_t>(listed) > k) {
             lloyd_assign_block<kDimensions, true>(data, job, 0, count, k, true, tile);
         } else {
@@ -323,6 +342,7 @@ __global__ void __launch_bounds__(kLloydThreads, 2)
             lloyd_look_again<kDimensions>(data, job);
         }
         __syncthreads();
+        if (cycles) break;
     }
     if (threadIdx.x == 0) iterations[job.index] = iteration;
     lloyd_answer(data, job, centers, inertia + job.index);

@@ -38,6 +38,7 @@ struct Lloyd {
     float* scaled;            // [padded dimensions, points], see kmeans_scale
     double* scale;            // [problems]
     float* at;                // [padded dimensions, rows] scaled centres
+    float* before;            // as `at`: where they were at the last iteration 16, 32, 64, ...
     unsigned long long* sum;  // [rows, dimensions] of the points' fixed-point coordinates
     int32_t* size;            // [rows] points
     int32_t* state;           // [rows] LloydState

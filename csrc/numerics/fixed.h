@@ -8,6 +8,12 @@
 
 namespace mdcp {
 
+// Lloyd's iteration lowers the inertia until no centre moves, but for rounding: where coordinates
+// span more than fixed point holds, centres may come back to where they were, for ever. They are
+// kept at every iteration that is a power of two, from this one on; centres that are found there
+// again have stopped to lower the inertia, and the iteration ends.
+constexpr int64_t kCycleStart = 16;
+
 // Coordinates are scaled by a power of two so that none is above 1 in magnitude. Then sums of up to
 // 2^22 of them fit into 63 bits.
 constexpr int kFixedBits = 40;

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdcp_fast.app.imports import imported
 from mdcp_fast.modules.files import AnyPath
+from mdcp_fast.modules.torch_files import read_torch_file
 
 KNOWN = "digits-resnet, resnet20, torchvision:NAME, timm:NAME, module:function"
 
@@ -205,7 +205,9 @@ def load_weights(model: nn.Module, path: AnyPath) -> None:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_torch_file(path)
+    except OSError:
+        raise
     except Exception as error:  # safetensors, zipfile and pickle each raise their own
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(

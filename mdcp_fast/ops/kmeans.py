@@ -51,6 +51,9 @@ def kmeans(
 ) -> KMeans:
     """Seeds, then Lloyd's iteration until no centre moves, for many jobs over ragged problems.
 
+    It also ends where centres come back to where they were some iterations before, as rounding may
+    let them, so that the inertia no longer falls.
+
     Jobs of one problem share its seeding: one hierarchy, or one series of k-means++ seeds, serves
     every k. A job's result does not depend on the other jobs and problems of the call, on the
     number of threads, on the instruction set or on the device, bit for bit. On a CUDA device it is

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mdcp_fast.modules.files import atomic_write
+from mdcp_fast.modules.torch_files import read_torch_file
 
 FORMAT = 1
 
@@ -196,9 +197,11 @@ def read_state(
     """
     device = next(model.parameters()).device
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch_file(path)
         found, fields = content["identity"], content["state"]
         newer = content["format"] != FORMAT
+    except OSError:
+        raise
     except (
         Exception
     ) as error:  # torch, zipfile and pickle each have their own way to say "not a whole file"

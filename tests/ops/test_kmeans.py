@@ -341,3 +341,50 @@ def test_refuses(changed: dict[str, Any], error: type[Exception], message: str) 
     arguments = {"points": POINTS, "offsets": OFFSETS, "k": K, **changed}
     with pytest.raises(error, match=r"kmeans: .*" + re.escape(message)):
         kmeans(**arguments)
+
+
+def wide(seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Points that span more than fixed point holds, and some of them as centres."""
+    generator = np.random.default_rng(seed)
+    count, dimensions = generator.integers(8, 30), generator.integers(1, 4)
+    powers = 2.0 ** generator.uniform(-50, -38, (count, 1))
+    points = (generator.standard_normal((count, dimensions)) * powers).astype(np.float32)
+    points[0] = 1
+    return points, generator.permutation(points)[: generator.integers(3, count)]
+
+
+@pytest.mark.parametrize("simd", simd_levels())
+def test_centres_that_go_round_in_circles_come_to_an_end(simd: str) -> None:
+    """However many iterations are allowed, and bit for bit as the reference does."""
+    ends = []
+    for seed in range(40):
+        points, start = wide(seed)
+        found = kmeans(
+            torch.from_numpy(points),
+            torch.tensor([0, len(points)]),
+            torch.tensor([len(start)]),
+            init=torch.from_numpy(start),
+            max_iter=2**40,
+            simd=simd,
+        )
+        expected = reference.kmeans_reference(points, start, 2**40)
+        assert found.labels.tolist() == expected.labels.tolist()
+        assert np.array_equal(found.centers.numpy(), expected.centers)
+        assert float(found.inertia) == expected.inertia
+        assert int(found.iterations) == expected.iterations
+        ends.append(expected.iterations)
+    assert sum(end > reference.CYCLE_START for end in ends) >= 10 and max(ends) < 100
+
+
+def test_circles_end_whatever_seeds_the_centres() -> None:
+    for seed in range(6):
+        points, start = wide(seed)
+        for init in ("ward", "k-means++", torch.from_numpy(start)):
+            found = kmeans(
+                torch.from_numpy(points),
+                torch.tensor([0, len(points)]),
+                torch.tensor([len(start)]),
+                init=init,
+                max_iter=2**62,
+            )
+            assert int(found.iterations) < 100

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FIXED_ONE = 2.0**40
+CYCLE_START = 16
 
 
 class Reference(NamedTuple):
@@ -38,18 +39,24 @@ def kmeans_reference(
     fixed = np.rint(scaled.astype(np.float64) * FIXED_ONE).astype(np.int64)
     at = (centers * scale).astype(np.float32)
     labels, distance = _assign(scaled, at)
-    iterations = 0
-    while iterations < max_iter:
+    iterations, before, cycles = 0, at, False
+    while iterations < max_iter and not cycles:
         iterations += 1
+        nearest = labels
         labels = _relocate(labels, distance, len(at))
         size = np.bincount(labels, minlength=len(at))
         moved = at.copy()
         for cluster in np.flatnonzero(size):
             sums = fixed[labels == cluster].sum(0).astype(np.float64)
             moved[cluster] = (sums / (size[cluster] * FIXED_ONE)).astype(np.float32)
-        if np.array_equal(moved, at):
+        if np.array_equal(moved, at) and np.array_equal(labels, nearest):
             break
         at = moved
+        # Rounding may send centres round in a circle: see kCycleStart in csrc/numerics/fixed.h.
+        if iterations >= CYCLE_START and iterations & (iterations - 1):
+            cycles = np.array_equal(at, before)
+        elif iterations >= CYCLE_START:
+            before = at
         labels, distance = _assign(scaled, at)
     found = (at / scale).astype(np.float32)
     return Reference(labels, found, _inertia(points, found, labels), iterations)
