@@ -114,6 +114,8 @@ def gather(
     for number, found in sorted(places.items(), key=lambda item: item[1][0]):
         members = (group == number).nonzero().flatten()
         reason, mixed = fates[int(fate[members[0]])]
+        if mixed is not None:  # what mixes these, not what mixed the first of that fate
+            mixed = _first_reason(resolved.mixed, members)
         computed, repeated = (
             tuple(place for _, place in found if place.role == role)
             for role in (COMPUTED, REPEATED)

@@ -178,3 +178,10 @@ def test_regions_in_another_mode_are_walked() -> None:
             return self.head(x)
 
     pruned_right(Regions(), image(), {"a": 8, "b": 6, "c": 4})
+
+
+def test_each_mixed_axis_names_the_op_that_mixes_it() -> None:
+    layers = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+    graph = trace(nn.Sequential(*layers).eval(), torch.randn(2, 4))
+    reasons = {one.name: one.reason for one in graph.fixed}
+    assert " in 1: pass" in reasons["0"] and " in 3: pass" in reasons["2"]
