@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
 
 def unwrapped(model: Any) -> Any:
     """The network inside torch.compile, DataParallel and DistributedDataParallel; else itself."""
     while isinstance(model, nn.Module):
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if isinstance(model, PARALLEL):
             model = model.module
         elif "_orig_mod" in model._modules:  # torch.compile's, which has no public class
             model = model._modules["_orig_mod"]
