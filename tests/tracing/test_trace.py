@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import re
 from typing import Any
 
@@ -148,7 +149,7 @@ class Random(nn.Module):
         self.a, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.a(x) + torch.rand(1))
+        return self.head(self.a(x) + random.random())
 
 
 def test_a_network_with_nothing_to_prune_says_why() -> None:
