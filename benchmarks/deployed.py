@@ -189,11 +189,11 @@ def report(arguments: argparse.Namespace) -> None:
             searched = "| | "
             if SEARCHED in one:
                 share = one[SEARCHED]["milliseconds"] / dense
+                searched = f"{share:.1%} | {one[SEARCHED]['macs']:.1%} | "
+            if "errors" in one:
                 errors = sorted(map(abs, one["errors"]))
-                searched = (
-                    f"{share:.1%} | {one[SEARCHED]['macs']:.1%} | {statistics.median(errors):.1%}, "
-                    f"{errors[int(0.9 * (len(errors) - 1))]:.1%}"
-                )
+                median, most = statistics.median(errors), errors[int(0.9 * (len(errors) - 1))]
+                searched += f"{median:.1%}, {most:.1%}"
             tables.append(f"| {one['network']} | {dense:.2f} | {' | '.join(speeds)} | {searched} |")
         tables.append("")
     arguments.results.with_suffix(".md").write_text("\n".join(lines + tables))

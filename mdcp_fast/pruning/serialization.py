@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdcp_fast.modules.defaults import cpu_by_default
 from mdcp_fast.modules.files import AnyPath, atomic_write, is_utf8
 from mdcp_fast.modules.removal import remove, tensor_of
 from mdcp_fast.modules.strict_json import LARGEST, parse
@@ -92,7 +93,8 @@ def load(path: AnyPath, make_model: Callable[[], nn.Module]) -> nn.Module:
     """
     metadata, tensors = _read(path)
     try:
-        plan = PruningPlan.from_json(metadata[PLAN_KEY])
+        with cpu_by_default():
+            plan = PruningPlan.from_json(metadata[PLAN_KEY])
         frozen = _names_in(metadata)
         extra = parse(metadata.get(EXTRA_KEY, "{}"))
         if not isinstance(extra, dict):
@@ -114,7 +116,8 @@ def load(path: AnyPath, make_model: Callable[[], nn.Module]) -> nn.Module:
         )
     try:
         plan.check_shapes(model)
-        small = remove(model, plan.positions)
+        with cpu_by_default():
+            small = remove(model, plan.positions)
     except ValueError as error:
         raise ValueError(
             f"load: make_model: expected the network that the plan was made for, got: {error}"

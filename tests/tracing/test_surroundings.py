@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from mdcp_fast.modules.wrappers import nothing_compiled, unwrapped
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.prune import prune
+from mdcp_fast.pruning.serialization import load, save
 from mdcp_fast.tracing.trace import trace
 from mdcp_fast.training.finetune import finetune
 
@@ -78,7 +80,9 @@ def meta_by_default() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("make", [network, MakesTensors])
-def test_the_default_device_does_not_matter(make: Any, request: pytest.FixtureRequest) -> None:
+def test_the_default_device_does_not_matter(
+    make: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     net, x, images = make(), IMAGE, torch.randn(8, 3, 8, 8)
     plan = search(trace(net, x), macs=0.5, calibration=[images])
     request.getfixturevalue("meta_by_default")
@@ -89,6 +93,11 @@ def test_the_default_device_does_not_matter(make: Any, request: pytest.FixtureRe
     assert {p.device.type for p in small.parameters()} == {"cpu"}
     if make is network:
         finetune(small, [images], teacher=net, epochs=1, progress=False)
+    save(tmp_path / "small", small, again)
+    with torch.device("cpu"):
+        dense = make()
+    loaded = load(tmp_path / "small", lambda: dense)
+    assert torch.equal(loaded(x), small.eval()(x)) if make is network else loaded is not None
     assert torch.get_default_device().type == "meta"
 
 
