@@ -292,6 +292,8 @@ def _reduced(points: Tensor) -> Tensor:
     if points.shape[1] > MAX_DIMENSIONS:
         # einsum without BLAS adds in one thread: the same bits whatever the number of threads.
         matrix = points.numpy()
+        if len(matrix) < matrix.shape[1]:  # a deep stream of few channels: the smaller side
+            return embedded(torch.from_numpy(np.einsum("cd,bd->cb", matrix, matrix)))
         covariance = np.einsum("cd,ce->de", matrix, matrix, optimize=False)
         _, vectors = np.linalg.eigh(covariance)
         vectors = vectors[:, ::-1][:, :MAX_DIMENSIONS]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdcp_fast.ops.kmeans import MAX_DIMENSIONS
+from mdcp_fast.planning import descriptors
 from mdcp_fast.planning.descriptors import EXACT, Descriptors, embedded, moments, responses, weights
 from mdcp_fast.pruning.folded_weights import weight_gram
 from mdcp_fast.pruning.reconstruction import errors_from_weights
@@ -70,7 +71,7 @@ def test_many_tied_layers_are_reduced_to_the_components_that_vary_most() -> None
     torch.manual_seed(0)
     model = Residual(7)
     found = moments(traced(model))
-    assert found.points.shape == (12, MAX_DIMENSIONS)
+    assert found.points.shape == (12, 12)
     # 12 centred points span at most 11 dimensions: nothing of their distances may be lost.
     assert (found.points[:, 11:].abs() < 1e-5).all()
     energy = found.points.double().square().sum()
@@ -210,3 +211,15 @@ def test_wide_axes_keep_their_leading_components() -> None:
     values = torch.linalg.eigvalsh(kernel).flip(0)[:MAX_DIMENSIONS]
     assert points.shape == (EXACT + 8, MAX_DIMENSIONS)
     torch.testing.assert_close(points.square().sum(0), values, rtol=1e-4, atol=0)
+
+
+def test_deep_streams_of_few_channels_keep_their_distances() -> None:
+    """Where layers outnumber channels, the smaller side is taken: the cube of the depth was."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(12, 3 * 500, generator=generator, dtype=torch.float64)
+    points -= points.mean(0)
+    reduced = descriptors._reduced(points)
+    assert reduced.shape == (12, 12) and reduced.dtype == torch.float32
+    assert torch.allclose(
+        torch.cdist(reduced.double(), reduced.double()), torch.cdist(points, points), rtol=1e-5
+    )
