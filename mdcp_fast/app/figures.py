@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mdcp_fast.modules.files import AnyPath, atomic_write
 from mdcp_fast.ops.channel_statistics import channel_statistics
+from mdcp_fast.planning.latency_table import LatencyTable
 from mdcp_fast.pruning.plan import AxisPlan, PruningPlan
+from mdcp_fast.tracing.axes import module_of
 from mdcp_fast.tracing.graph import ChannelGraph
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ CLUSTER_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
 MARKERS = "osD^v"  # with the colours, 30 clusters before a pair comes again
 # How the stages of the demo are called where people read them.
 TITLES = {"pruned": "pruned only", "finetuned": "fine-tuned"}
+SLOWEST = 30  # layers that a figure shows
 TALLEST = 30.0  # inches; beyond that no viewer shows a figure whole
 
 
@@ -174,6 +177,31 @@ def figure_accuracy(path: AnyPath, stages: Mapping[str, Mapping[str, float]]) ->
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy on the test data (%)")
     axes.set_title("Accuracy by stage")
+    _save(path, figure)
+
+
+def figure_latency(path: AnyPath, graph: ChannelGraph, table: LatencyTable) -> None:
+    """What a table of latencies says: of whole networks beside what they took, and of the layers.
+
+    Args:
+        path: The PNG file; it appears whole or not at all.
+        graph: The traced network.
+        table: Of `measure_latency` or `calibrate_latency`, for it.
+    """
+    layers = sorted(table.layers, key=lambda one: -float(one.milliseconds[-1, -1]))[:SLOWEST]
+    figure, (networks, single) = _figure(10, 1.5 + 0.22 * max(len(layers), 10), 2)
+    measured = [one.milliseconds for one in table.networks]
+    predicted = [table.predict(graph, one.widths) for one in table.networks]
+    limit = 1.05 * max(*measured, *predicted)
+    networks.plot([0, limit], [0, limit], color=GREY, linewidth=1)
+    networks.scatter(measured, predicted, 18, color=BLUE, label="networks of other widths")
+    networks.scatter(measured[:1], predicted[:1], 40, color=VERMILION, marker="D", label="dense")
+    networks.set(xlim=(0, limit), ylim=(0, limit), xlabel="measured, ms", ylabel="predicted, ms")
+    networks.legend(frameon=False, fontsize=8)
+    single.barh(range(len(layers)), [float(one.milliseconds[-1, -1]) for one in layers], color=BLUE)
+    single.set_yticks(range(len(layers)), [module_of(one.weight) for one in layers], fontsize=7)
+    single.invert_yaxis()
+    single.set_xlabel("each layer alone, dense, ms")
     _save(path, figure)
 
 

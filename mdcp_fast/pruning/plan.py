@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
@@ -168,7 +169,7 @@ class PruningPlan:
             dense_costs=dict(graph.costs),
             budget=dict(budget or {}),
             settings=settings,
-            history=tuple(float(h) for h in history),
+            history=tuple(float(h) for h in history if math.isfinite(h)),  # infinite: no plan yet
             shapes={name: tuple(tensor_of(graph.model, name).shape) for name in positions},
         )
 

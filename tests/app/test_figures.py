@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mdcp_fast.app import figures
+from mdcp_fast.planning.latency_table import LatencyTable, LayerTimes, NetworkTime
 from mdcp_fast.pruning.plan import PruningPlan
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
@@ -87,3 +89,19 @@ def test_an_unknown_axis_is_named_and_leaves_no_file(graph: ChannelGraph, tmp_pa
     ):
         figures.figure_descriptors(tmp_path / "none.png", graph, plan_for(graph), axis="nowhere")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_table_of_latencies_is_drawn(graph: ChannelGraph, tmp_path: Path) -> None:
+    widths = tuple(graph.widths.tolist())
+    layers = [
+        LayerTimes(
+            layer.weight, "spatial", (weight.shape[0],), (weight.shape[1],),
+            np.array([[float(place + 1)]]), np.array([[1.0]]),
+        )
+        for place, layer in enumerate(graph.layers.values())
+        for weight in [graph.model.get_parameter(layer.weight)]
+    ]  # fmt: skip
+    networks = [NetworkTime(widths, 9.0, 9.1, 9.5), NetworkTime((1,) * len(widths), 5.0, 5.1, 5.2)]
+    table = LatencyTable.fitted(graph, {"backend": "none"}, layers, networks)
+    figures.figure_latency(tmp_path / "latency.png", graph, table)
+    assert (tmp_path / "latency.png").stat().st_size > 5000
