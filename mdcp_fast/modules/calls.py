@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from mdcp_fast.modules.defaults import default_device_of
 from mdcp_fast.modules.mac_formulas import flop_formulas
+from mdcp_fast.modules.state import unchanged
 
 Inputs: TypeAlias = tuple[Any, ...] | dict[str, Any]  # a network's arguments, by place or by name
 
@@ -97,7 +98,7 @@ def count_macs(model: nn.Module, example_inputs: Tensor | Inputs) -> int:
 
     inputs = as_inputs("count_macs", example_inputs)
     counting = FlopCounterMode(display=False, custom_mapping=flop_formulas())
-    with counting as counter, eval_mode(model), preserve_buffers(model):
+    with counting as counter, eval_mode(model), unchanged(model):
         call(model, inputs)
     return int(counter.get_total_flops()) // 2
 

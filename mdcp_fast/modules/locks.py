@@ -24,12 +24,12 @@ def alone_with_its_network(function: Callable[P, R]) -> Callable[P, R]:
     """Makes threads that call such functions wait for each other, and leaves networks as they were.
 
     Args:
-        function: Its first argument is a network, or has one as `model`.
+        function: Its first argument, "model" or "graph", is a network or has one as `model`.
     """
 
     @functools.wraps(function)
     def held(*args: P.args, **kwargs: P.kwargs) -> R:
-        first = next(iter((*args, *kwargs.values())), None)
+        first = args[0] if args else kwargs.get("model", kwargs.get("graph"))
         model = first if isinstance(first, nn.Module) else getattr(first, "model", None)
         if not isinstance(model, nn.Module):  # which the function will say itself
             return function(*args, **kwargs)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.modules.removal import remove
 from mdcp_fast.modules.state import reachable, unchanged
 from mdcp_fast.planning.search import search
@@ -198,3 +199,18 @@ def test_threads_get_what_one_thread_gets() -> None:
         assert plan == wanted
         assert all(map(torch.equal, tensors, values))
     assert all(net.training for net in nets)
+
+
+def test_counting_leaves_a_network_as_it_was() -> None:
+    net = Writer(lambda net, x: net.losses.append(x))
+    before = picture(net)
+    assert count_macs(net, IMAGE) > 0
+    assert same(picture(net), before)
+
+
+def test_arguments_may_be_named() -> None:
+    net = Writer(new_grid)
+    before = picture(net)
+    graph = trace(example_inputs=IMAGE, model=net)
+    search(macs=0.5, graph=graph, calibration=[torch.randn(8, 3, 12, 12)])
+    assert same(picture(net), before)
