@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ SHARES = (0.1, 0.3, 0.6, 1.0)  # of the dense widths, at which layers are measur
 LOWEST = 0.2  # share of the dense widths of the smallest random networks
 SPREAD = 0.3  # standard deviation of the logarithm of their widths
 ROUNDS = 5  # turns that every time is the best of, at least
-CLOSE = 10.0  # how much more a network near the target counts than a random one
+CLOSE = 10.0  # how much more the dense network counts than a random one
 
 
 @alone_with_its_network
@@ -83,7 +84,8 @@ def measure_latency(
     layers = stopwatch.layers(_rounded(graph, shares.unsqueeze(1).expand(-1, len(graph.axes))))
     wanted = torch.cat([graph.widths.unsqueeze(0), _random_widths(graph, networks, seed)])
     times = stopwatch.networks(wanted.tolist(), seconds)
-    return LatencyTable.fitted(graph, stopwatch.settings, layers, times)
+    weights = [CLOSE, *[1.0] * networks]  # budgets are shares of what the dense network takes
+    return LatencyTable.fitted(graph, stopwatch.settings, layers, times, weights=weights)
 
 
 @alone_with_its_network
@@ -96,8 +98,8 @@ def calibrate_latency(
 ) -> LatencyTable:
     """Measures the networks of plans, and makes the table right for them.
 
-    Its factors are fitted anew, to these networks above all, and scaled so that it is right for
-    them on average. A plan found with the new table is as fast as it says, where the one found with
+    Its factors are scaled alike, and its constant changes, so that it is right for the dense network
+    and, on average, for these. A plan found with the new table is as fast as it says, where the one found with
     the old table was off by some percent; where that was much, correct once more.
 
     Args:
@@ -125,10 +127,10 @@ def calibrate_latency(
         if one.widths != first.widths
     }
     known = [one for one in others if one.widths not in new]
-    networks = [first, *known, *new.values()]
-    weights = [CLOSE, *[1.0] * len(known), *[CLOSE] * len(new)]
-    fitted = LatencyTable.fitted(graph, table.settings, table.layers, networks, weights=weights)
-    return fitted.right_for(graph, list(new.values()))
+    # Not fitted anew: a search finds what new factors are wrong about as it found what the old ones
+    # were wrong about. With the same factors, scaled, it goes on along the same path.
+    corrected = table.right_for(graph, list(new.values()))
+    return replace(corrected, networks=(first, *known, *new.values()))
 
 
 @alone_with_its_network

@@ -29,6 +29,7 @@ KINDS = ("pointwise", "spatial", "grouped")  # of layers, whose times are scaled
 FEATURES = (*KINDS, "outputs", "constant")
 PULLS = (0.003, 0.01, 0.03, 0.1, 0.3)  # how strongly all kinds of layers get the same factor
 LEAST = 0.1  # share of the time of all layers; a kind below it is pulled as if it had that
+APART = 0.05  # of the dense network's time, between it and others that tell a slope
 GAIN = 0.05  # of a layer's time; what gains less did not get faster
 
 
@@ -126,12 +127,23 @@ class LatencyTable:
         return cls(dict(settings), tuple(layers), tuple(networks), named)
 
     def right_for(self, graph: ChannelGraph, networks: Sequence[NetworkTime]) -> LatencyTable:
-        """The table with all factors scaled alike, so that it is right for these on average."""
+        """The table that is right for the dense network, and on average for these.
+
+        A budget is a share of what the dense network takes, so both ends must be right: all
+        factors are scaled alike, and the constant makes up for the rest.
+        """
         if not networks:
             return self
-        off = [np.log(one.milliseconds / self.predict(graph, one.widths)) for one in networks]
-        scale = float(np.exp(np.mean(off)))
-        return replace(self, factors={name: scale * f for name, f in self.factors.items()})
+        pairs = [(self.predict(graph, one.widths), one.milliseconds) for one in networks]
+        x, y = (float(np.mean(values)) for values in zip(*pairs, strict=True))
+        dense, whole = self.predict(graph, self.networks[0].widths), self.dense_milliseconds
+        scale, constant = y / x, 0.0
+        if abs(dense - x) > APART * dense and LEAST < (whole - y) / (dense - x) < 1 / LEAST:
+            scale = (whole - y) / (dense - x)
+            constant = y - scale * x
+        factors = {name: scale * factor for name, factor in self.factors.items()}
+        factors["constant"] += constant
+        return replace(self, factors=factors)
 
     @property
     def dense_milliseconds(self) -> float:
