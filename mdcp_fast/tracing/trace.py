@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -159,13 +160,26 @@ def _walk_training(
 def _probe(axes: Sequence[Axis]) -> list[list[int]]:
     """About half of every axis's channels, an odd number, irregularly spread.
 
-    So shifted or unequal positions show, and so do sizes that must be even.
+    So shifted or unequal positions show, and so do sizes that must be even. Axes that are as wide
+    as one another lose different numbers, as far as there are any: so sizes show that one axis
+    takes from another (`y.reshape(x.shape)`).
     """
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randperm(axis.channels, generator=generator)[: (axis.channels // 2) | 1].tolist()
-        for axis in axes
-    ]
+    seen: Counter[int] = Counter()
+    kept = []
+    for axis in axes:
+        widths = _probe_widths(axis.channels)
+        width = widths[seen[axis.channels] % len(widths)]
+        seen[axis.channels] += 1
+        kept.append(torch.randperm(axis.channels, generator=generator)[:width].tolist())
+    return kept
+
+
+def _probe_widths(channels: int) -> list[int]:
+    """Widths to try an axis at: odd ones, the nearest to half first, then even ones."""
+    first = (channels // 2) | 1
+    others = sorted(range(2, channels), key=lambda width: (width % 2 == 0, abs(width - first)))
+    return [first, *(width for width in others if width != first)]
 
 
 def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> dict[str, bool]:

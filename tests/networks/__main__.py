@@ -1,4 +1,4 @@
-"""Command line: `python -m networks run --count 10000`, `python -m networks show "2d entry=..."`."""
+"""Command line: `python -m networks run --count 10000`, `python -m networks show LINE`."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ class Spec:
 
     def __str__(self) -> str:
         parts = " ".join(f"{name}:{seed}" for name, seed in self.parts)
-        return f"{self.dims}d entry={self.entry} exit={self.exit} head={self.head} seed={self.seed} {parts}"
+        kinds = f"entry={self.entry} exit={self.exit} head={self.head}"
+        return f"{self.dims}d {kinds} seed={self.seed} {parts}"
 
     @classmethod
     def parse(cls, text: str) -> Spec:

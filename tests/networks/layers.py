@@ -190,7 +190,11 @@ class PixelShuffled(Part):
             y = F.avg_pool2d(F.pixel_shuffle(y, 2), 2)
         else:
             n, c, h, w = y.shape
-            y = y.view(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, -1)
+            y = (
+                y.view(n, c // 4, 2, 2, h, w)
+                .permute(0, 1, 4, 2, 5, 3)
+                .reshape(n, c // 4, 2 * h, -1)
+            )
             y = y[..., ::2, 1::2]
         return self.after(y)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ CALIBRATED_EVERY, EXPORTED_EVERY = 8, 10
 
 def depth_of(seed: int) -> Depth:
     """Some networks are also calibrated or exported: these take long."""
-    return Depth(seed % CALIBRATED_EVERY == 3, seed % EXPORTED_EVERY == 7)
+    return Depth(True, seed % CALIBRATED_EVERY == 3, seed % EXPORTED_EVERY == 7)
 
 
 @dataclass
@@ -56,8 +56,20 @@ class Counts:
         }
 
 
-def run(seeds: Iterable[int], results: Path | None = None, loud: bool = False) -> Counts:
-    """Examines the networks of some seeds; writes the counts to a file now and then."""
+def run(
+    seeds: Iterable[int],
+    results: Path | None = None,
+    loud: bool = False,
+    depth_of: Callable[[int], Depth] = depth_of,
+) -> Counts:
+    """Examines the networks of some seeds; writes the counts to a file now and then.
+
+    Args:
+        seeds: Of the networks.
+        results: A JSON file for the counts.
+        loud: Prints failures, each with the least network that fails in the same way.
+        depth_of: How much is looked at, by seed.
+    """
     counts, start, written = Counts(), time.monotonic(), time.monotonic()
     for seed in seeds:
         spec = random_spec(seed)
@@ -85,7 +97,7 @@ def _write(results: Path, counts: Counts, start: float) -> None:
 def show(text: str) -> Verdict:
     """Prints a network as its modules, and what becomes of it."""
     spec = Spec.parse(text)
-    verdict = examine(spec, Depth(True, True))
+    verdict = examine(spec, Depth(calibrated=True, exported=True))
     print(Network(spec))
     print(f"{verdict.kind}: {verdict.reason}")
     for reason in verdict.whole:

@@ -68,8 +68,7 @@ class Split(Part):
         self.first = conv(at, 2 * half, draw)
         self.how = draw.one("chunk", "split", "narrow", "steps", "tensor_split", "unbind")
         self.end = draw.one("cat", "swap", "gate", "add", "glu")
-        self.layer = conv(at.wide(half), half, draw)
-        self.norm = norm(at.wide(half), draw)
+        self.layer, self.norm = conv(at.wide(half), half, draw), norm(at.wide(half), draw)
         self.out = at.wide(2 * half if self.end in ("cat", "swap") else half)
 
     def forward(self, x: Tensor, past: list[Tensor], extra: list[Tensor]) -> Tensor:
@@ -189,7 +188,7 @@ class Tokens(Part):
     def build(self, at: Place, draw: Draw) -> None:
         wide = at.channels
         self.kind = draw.one("last", "flat", "recurrent", "einsum")
-        self.up, self.down = nn.Linear(wide, draw.width()), nn.Linear(1, 1)
+        self.up = nn.Linear(wide, draw.width())
         self.down = nn.Linear(self.up.out_features, wide)
         if self.kind == "recurrent":
             cell = draw.one(nn.GRU, nn.LSTM, nn.RNN)
@@ -213,12 +212,16 @@ class Shared(Part):
 
     def build(self, at: Place, draw: Draw) -> None:
         self.kind = draw.one("in a row", "branches", "weight", "transposed", "norm")
-        self.layer, self.norm = conv(at, at.channels, draw), norm(at, draw)
-        self.other = at.layer("Conv")(at.channels, at.channels, 3, padding=1)
+        if self.kind == "transposed":
+            self.matrix = nn.Linear(at.channels, draw.width())
+            return
+        self.layer = at.layer("Conv")(at.channels, at.channels, 3, padding=1)
+        if self.kind in ("in a row", "norm"):
+            self.norm = norm(at, draw)
+        if self.kind in ("weight", "norm"):
+            self.other = at.layer("Conv")(at.channels, at.channels, 3, padding=1)
         if self.kind == "weight":
-            self.layer = at.layer("Conv")(at.channels, at.channels, 3, padding=1)
             self.other.weight = self.layer.weight
-        self.matrix = nn.Linear(at.channels, draw.width())
 
     def forward(self, x: Tensor, past: list[Tensor], extra: list[Tensor]) -> Tensor:
         if self.kind == "in a row":
@@ -242,13 +245,21 @@ class Weights(Part):
         )
         wide, ones, out = at.channels, [1] * at.dims, draw.width()
         kernel = torch.randn(out, wide, *[3] * at.dims) * 0.2
-        self.scale = nn.Parameter(torch.rand(1, wide, *ones) + 0.5)
-        self.weight = nn.Parameter(kernel) if self.kind not in ("blur", "plain kernel") else None
-        self.plain = torch.rand(wide, *ones) + 0.5
-        self.plain_kernel = kernel.clone()
-        self.register_buffer("blur", torch.rand(wide, 1, *[3] * at.dims))
-        self.register_buffer("gain", torch.rand(1, wide, *ones) + 0.5, persistent=draw.flag())
-        self.embedding = nn.Parameter(torch.randn(1, wide, *[at.size] * at.dims))
+        scale = torch.rand(1, wide, *ones) + 0.5
+        if self.kind in ("parameter", "computed", "standard"):
+            self.weight = nn.Parameter(kernel)
+        if self.kind in ("computed", "gain"):
+            self.scale = nn.Parameter(scale)
+        if self.kind == "plain":
+            self.plain = scale[0]
+        elif self.kind == "plain kernel":
+            self.plain = kernel
+        elif self.kind == "blur":
+            self.register_buffer("blur", torch.rand(wide, 1, *[3] * at.dims))
+        elif self.kind == "gain":
+            self.register_buffer("gain", scale.clone(), persistent=draw.flag())
+        elif self.kind == "position":
+            self.embedding = nn.Parameter(torch.randn(1, wide, *[at.size] * at.dims))
         changes = ("parameter", "computed", "standard", "plain kernel")
         self.out = at.wide(out) if self.kind in changes else at
 
@@ -261,7 +272,7 @@ class Weights(Part):
         if self.kind == "plain":
             return x * self.plain
         if self.kind == "plain kernel":
-            return convolve(x, self.plain_kernel, padding=1)
+            return convolve(x, self.plain, padding=1)
         if self.kind == "gain":
             return x * self.scale.sigmoid() + self.gain
         if self.kind == "computed":
@@ -278,8 +289,10 @@ class ForTraining(Part):
 
     def build(self, at: Place, draw: Draw) -> None:
         self.kind = draw.one("path", "output", "kept", "noise", "evaluation only")
-        self.side = unit(at, at.channels, draw)
-        self.head = nn.Linear(at.channels, 2)
+        if self.kind in ("path", "output"):
+            self.side = unit(at, at.channels, draw)
+        if self.kind in ("output", "kept"):
+            self.head = nn.Linear(at.channels, 2)
         self.loss: Tensor | None = None
 
     def forward(self, x: Tensor, past: list[Tensor], extra: list[Tensor]) -> Tensor:
@@ -306,7 +319,8 @@ class Stateful(Part):
         self.seen: Tensor | None = None
         self.maps: list[Tensor] = []
         self.cache: dict[int, Tensor] = {}
-        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        if self.kind == "count":
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor, past: list[Tensor], extra: list[Tensor]) -> Tensor:
         if self.kind == "map":
@@ -354,7 +368,8 @@ class Chosen(Part):
     def build(self, at: Place, draw: Draw) -> None:
         self.kind = draw.one("permuted", "literal", "repeated", "flipped", "softmax", "padded")
         order = draw.ordered(range(at.channels))
-        self.register_buffer("order", torch.tensor(order))
+        if self.kind == "permuted":
+            self.register_buffer("order", torch.tensor(order))
         self.first = conv(at, at.channels, draw)
         self.count = draw.one(1, 2)
         wide = {"repeated": 2 * at.channels, "padded": at.channels + 2}.get(self.kind, at.channels)
@@ -390,7 +405,11 @@ class Literal(Part):
     def forward(self, x: Tensor, past: list[Tensor], extra: list[Tensor]) -> Tensor:
         y = self.layer(x)
         if self.kind == "view":
-            y = y.reshape(y.shape[0], self.channels, -1).relu().reshape(x.shape[0], -1, *x.shape[2:])
+            y = (
+                y.reshape(y.shape[0], self.channels, -1)
+                .relu()
+                .reshape(x.shape[0], -1, *x.shape[2:])
+            )
         elif self.kind == "zeros":
             y = y + torch.ones(1, self.channels, *[1] * (x.dim() - 2), dtype=x.dtype)
         else:
