@@ -30,7 +30,7 @@ from mdcp_fast.pruning.ridge import (
     nested_unpredicted,
     unpredicted,
 )
-from mdcp_fast.tracing.axes import ParameterSlice
+from mdcp_fast.tracing.axes import Axis, ParameterSlice
 from mdcp_fast.tracing.graph import ChannelGraph
 
 AMPLE = 16  # samples for each channel, from which on held-out ones say nothing new
@@ -178,7 +178,7 @@ def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
     for axis in graph.axes:
         gram = weight_gram(graph, axis)
         of_axis = []
-        for place in axis.consumers:
+        for place in _readers(axis):
             weight = tensor_of(graph.model, place.parameter).detach().to("cpu", torch.float64)
             columns = rows_along(weight, place.dimension)[place.positions].flatten(1)
             effect = columns @ columns.T
@@ -189,10 +189,15 @@ def errors_from_weights(graph: ChannelGraph) -> list[list[ReconstructionError]]:
     return [
         [
             ReconstructionError(error.gram, error.effect / max(energy[place.parameter], TINY))
-            for error, place in zip(of_axis, axis.consumers, strict=True)
+            for error, place in zip(of_axis, _readers(axis), strict=True)
         ]
         for of_axis, axis in zip(unscaled, graph.axes, strict=True)
     ]
+
+
+def _readers(axis: Axis) -> tuple[ParameterSlice, ...]:
+    """What reads an axis: where that is the weight that also writes it (tied), its rows."""
+    return axis.consumers or axis.producers
 
 
 def ridge_losses(errors: Sequence[ReconstructionError], kept: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from mdcp_fast.tracing.graph import ChannelGraph
 # MACs up to which both networks compute the whole of the example images in the time that it takes
 # to find the sizes there without computing: about a millisecond for every layer.
 FEW_MACS = 10**9
+UNLIKE_TRIALS = 3
 SIZES = ("size", "shape", "channel", "dimension", "elements", "broadcast", "divisible", "index")
 
 
@@ -79,6 +80,36 @@ def failing_axes(
 
 def _explained(axis: Axis, reason: str) -> str:
     return f"{axis.doubt}: {reason}" if axis.doubt else reason
+
+
+def failing_at_unlike_widths(graph: ChannelGraph) -> dict[str, str]:
+    """Names of the axes that fail where all have widths of their own, and how.
+
+    Sizes may be those of something else (`y.reshape(x.shape)`), which shows only where the two lose
+    different numbers of channels, and each may be a sum of several axes. Tried at some random
+    widths, and, where the sizes fit, without computing anything.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def widths() -> list[list[int]]:
+        kept = []
+        for axis in graph.axes:  # one channel may be too few: see `with_least_widths`
+            least = min(2, axis.channels - 1)
+            width = int(torch.randint(least, axis.channels, (), generator=generator))
+            width = axis.channels if axis.name in failing else width
+            kept.append(torch.randperm(axis.channels, generator=generator)[:width].tolist())
+        return kept
+
+    failing: dict[str, str] = {}
+    passed = 0
+    while passed < UNLIKE_TRIALS and len(failing) < len(graph.axes):
+        kept = widths()
+        fit = fits(graph.model, graph.positions(kept), graph.example_inputs)
+        found = {} if fit else failing_axes(graph, kept, scramble=True)
+        new = {name: why for name, why in found.items() if name not in failing}
+        failing.update(new)
+        passed = 0 if new else passed + 1  # what stays whole now may agree with these by chance
+    return failing
 
 
 def with_least_widths(graph: ChannelGraph) -> list[Axis]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -14,10 +15,12 @@ from mdcp_fast.modules.modes import modes_differ
 from mdcp_fast.modules.names import shared_names
 from mdcp_fast.modules.wrappers import nothing_compiled, unwrapped
 from mdcp_fast.tracing.axes import Axis, FixedAxis, gather, merged, module_of
-from mdcp_fast.tracing.check import failing_axes, with_least_widths
+from mdcp_fast.tracing.check import failing_at_unlike_widths, failing_axes, with_least_widths
 from mdcp_fast.tracing.export import drops_sizes_of_one, export, export_training
 from mdcp_fast.tracing.graph import ChannelGraph, multiplied
 from mdcp_fast.tracing.labels import ALONG, OUTPUT, Walk, walk_program
+
+PROBE_WIDTHS = 8  # at most, so that wide axes lose about half all the same
 
 
 @alone_with_its_network
@@ -104,7 +107,13 @@ def trace(
         )
 
     graph = graph_of(passing)
-    if not check or not passing or not drops_sizes_of_one(program):
+    if not check or not passing:
+        return graph
+    failing = failing_at_unlike_widths(graph)
+    passing = [axis for axis in passing if axis.name not in failing]
+    fixed += [FixedAxis(a.name, a.channels, failing[a.name]) for a in axes if a.name in failing]
+    graph = graph_of(passing)
+    if not passing or not drops_sizes_of_one(program):
         return graph
     return graph_of(with_least_widths(graph))
 
@@ -159,13 +168,26 @@ def _walk_training(
 def _probe(axes: Sequence[Axis]) -> list[list[int]]:
     """About half of every axis's channels, an odd number, irregularly spread.
 
-    So shifted or unequal positions show, and so do sizes that must be even.
+    So shifted or unequal positions show, and so do sizes that must be even. Axes that are as wide
+    as one another lose different numbers, as far as there are any: so sizes show that one axis
+    takes from another (`y.reshape(x.shape)`).
     """
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randperm(axis.channels, generator=generator)[: (axis.channels // 2) | 1].tolist()
-        for axis in axes
-    ]
+    seen: Counter[int] = Counter()
+    kept = []
+    for axis in axes:
+        widths = _probe_widths(axis.channels)
+        width = widths[seen[axis.channels] % len(widths)]
+        seen[axis.channels] += 1
+        kept.append(torch.randperm(axis.channels, generator=generator)[:width].tolist())
+    return kept
+
+
+def _probe_widths(channels: int) -> list[int]:
+    """Widths to try an axis at: odd ones, the nearest to half first, then even ones."""
+    first = (channels // 2) | 1
+    others = sorted(range(2, channels), key=lambda width: (width % 2 == 0, abs(width - first)))
+    return [first, *(width for width in others if width != first)][:PROBE_WIDTHS]
 
 
 def _ignored_parameters(model: nn.Module, ignore: Iterable[str | nn.Module]) -> dict[str, bool]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from pictures import picture, same
 from torch import Tensor, nn
 
 from mdcp_fast.modules.calls import count_macs
 from mdcp_fast.modules.removal import remove
-from mdcp_fast.modules.state import reachable, unchanged
+from mdcp_fast.modules.state import unchanged
 from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.prune import prune
 from mdcp_fast.tracing.trace import trace
@@ -83,26 +84,6 @@ WRITES: dict[str, Callable[[Writer, Tensor], object]] = {
     "a buffer anew": lambda net, x: setattr(net, "calls", net.calls + 1),
     "a module of its own": lambda net, x: setattr(net, "extra", nn.Identity()),
 }
-
-
-def picture(net: nn.Module) -> dict[str, Any]:
-    """Everything that hangs on a network, by value where that can be told."""
-    found = reachable(net)
-    return {
-        "containers": [(id(one), list(one)) for one in found.containers],
-        "tensors": [(id(t), t.clone() if not t.is_meta else None) for t in found.tensors],
-        "classes": [{k: id(v) for k, v in vars(one).items()} for one in found.classes],
-    }
-
-
-def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
-    pairs = zip(left["tensors"], right["tensors"], strict=True)
-    return (
-        [i for i, _ in left["containers"]] == [i for i, _ in right["containers"]]
-        and [len(c) for _, c in left["containers"]] == [len(c) for _, c in right["containers"]]
-        and all(i == j and torch.equal(a, b) for (i, a), (j, b) in pairs)
-        and left["classes"] == right["classes"]
-    )
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())

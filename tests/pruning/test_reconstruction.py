@@ -12,8 +12,10 @@ from plans import Functional
 from torch import Tensor, nn
 
 from mdcp_fast.planning.elimination import LAZY, elimination_order
+from mdcp_fast.planning.search import search
 from mdcp_fast.pruning.fisher import SAMPLES, TEMPERATURE, output_fisher
 from mdcp_fast.pruning.input_moments import collect_grams
+from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.reconstruction import (
     ReconstructionError,
     errors_from_inputs,
@@ -253,3 +255,26 @@ def test_a_residual_stream_is_read_by_all_that_read_it() -> None:
     ):
         assert len(own) == len(free) == len(axis.consumers)
         assert all(one.gram.shape[1] == axis.channels for one in [*own, *free])
+
+
+class Tied(nn.Module):
+    """One weight writes the hidden channels and reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.head = nn.Linear(6, 5), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(self.code(x).relu(), self.code.weight.t()))
+
+
+def test_what_a_tied_weight_writes_is_read_by_its_rows() -> None:
+    graph = trace(Tied(), torch.randn(8, 6))
+    (hidden,) = [axis for axis in graph.axes if axis.name == "code"]
+    assert not hidden.consumers
+    (error,) = errors_from_weights(graph)[graph.axes.index(hidden)]
+    assert error.effect.shape == (1, 5, 5) and error.effect.diagonal(dim1=1, dim2=2).min() > 0
+    batches = [torch.randn(32, 6)]
+    plan = search(graph, macs=0.6, calibration=batches, round_to=1)
+    small = prune(graph, plan, calibration=batches)
+    assert small.code.out_features < 5 and small(batches[0]).shape == (32, 2)

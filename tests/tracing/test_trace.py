@@ -323,3 +323,27 @@ def test_a_cost_that_leaves_int64_is_refused() -> None:
             {"macs": dict.fromkeys(dict(graph.model.named_parameters()), 2**57)},
             {"macs": 0},
         )
+
+
+class SizeOfAnother(nn.Module):
+    """Takes the size of one axis, or of two together, for another, as wide at first."""
+
+    def __init__(self, several: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4 if several else 8, 1), nn.Conv2d(3, 4, 1)
+        self.c, self.head = nn.Linear(8, 8), nn.Conv2d(8, 2, 1)
+        self.several = several
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.a(x), self.b(x)], 1) if self.several else self.a(x)
+        y = self.c(x.flatten(2).transpose(1, 2)).relu()
+        return self.head(y.transpose(1, 2).reshape(x.shape))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_axis_that_takes_its_size_from_another_is_found(several: bool) -> None:
+    graph = trace(SizeOfAnother(several), image())
+    assert "c" not in {axis.name for axis in graph.axes}
+    assert any("sizes" in one.reason for one in graph.fixed if one.name == "c")
+    for seed in range(8):  # at any widths of the others
+        prune(graph, random_plan(graph, seed))(image())
