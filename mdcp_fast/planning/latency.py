@@ -98,9 +98,10 @@ def calibrate_latency(
 ) -> LatencyTable:
     """Measures the networks of plans, and makes the table right for them.
 
-    Its factors are scaled alike, and its constant changes, so that it is right for the dense network
-    and, on average, for these. A plan found with the new table is as fast as it says, where the one found with
-    the old table was off by some percent; where that was much, correct once more.
+    Its factors are scaled alike, and its constant changes, so that it is right for the dense
+    network and, on average, for these. A plan found with the new table is as fast as it says, where
+    the one found with the old table was off by some percent; where that was much, correct once
+    more.
 
     Args:
         graph: The traced network.
