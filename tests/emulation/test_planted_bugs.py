@@ -300,8 +300,8 @@ BUGS = [
         "no barrier before the next iteration",
         "kmeans",
         "lloyd.cu",
-        "        __syncthreads();\n    }\n    if (threadIdx.x == 0) iterations",
-        "    }\n    if (threadIdx.x == 0) iterations",
+        "        __syncthreads();\n        if (cycles) break;",
+        "        if (cycles) break;",
         RACE,
     ),
     Bug(
