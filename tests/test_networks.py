@@ -1,6 +1,6 @@
 """Random networks are pruned exactly or refused, and left as they were; and the harness would tell.
 
-More of them: `python -m networks run --count 10000 --seed 0 --results FILE`, in this folder.
+More of them: `python -m random_networks run --count 10000 --seed 0 --results FILE`, in this folder.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import networks.check as check
 import pytest
+import random_networks.check as check
 import torch
-from networks.check import CHANGED, CRASHED, PRUNED, UNSOUND, WRONG, Depth, Verdict, examine
-from networks.grammar import PARTS, Spec, random_spec
-from networks.run import run
-from networks.shrink import shrunk
+from random_networks.check import CHANGED, CRASHED, PRUNED, UNSOUND, WRONG, Depth, Verdict, examine
+from random_networks.grammar import PARTS, Spec, random_spec
+from random_networks.run import run
+from random_networks.shrink import shrunk
 from torch import nn
 
 from mdcp_fast.tracing.graph import ChannelGraph

@@ -1,4 +1,4 @@
-"""Command line: `python -m networks run --count 10000`, `python -m networks show LINE`."""
+"""Command line: `python -m random_networks run --count 10000`, and `... show LINE`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from networks.run import printed, run, show
+from random_networks.run import printed, run, show
 
 
 def main() -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from networks.check import Verdict
-from networks.grammar import Spec
+from random_networks.check import Verdict
+from random_networks.grammar import Spec
 
 
 def shrunk(spec: Spec, examine: Callable[[Spec], Verdict]) -> Spec:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks import layers, structures
-from networks.place import Draw, Part, Place, conv, pooled, unit
+from random_networks import layers, structures
+from random_networks.place import Draw, Part, Place, conv, pooled, unit
 
 PARTS: dict[str, type[Part]] = {
     cls.__name__.lower(): cls

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from networks.check import PRUNED, REFUSED, WHOLE, Depth, Verdict, examine, kind_of_reason
-from networks.grammar import Network, Spec, random_spec
-from networks.shrink import shrunk
+from random_networks.check import PRUNED, REFUSED, WHOLE, Depth, Verdict, examine, kind_of_reason
+from random_networks.grammar import Network, Spec, random_spec
+from random_networks.shrink import shrunk
 
 CALIBRATED_EVERY, EXPORTED_EVERY = 8, 10
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.place import WIDEST, Draw, Part, Place, activation, conv, norm, unit
+from random_networks.place import WIDEST, Draw, Part, Place, activation, conv, norm, unit
 
 
 class Plain(Part):

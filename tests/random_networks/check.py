@@ -30,7 +30,7 @@ from mdcp_fast.pruning.prune import prune
 from mdcp_fast.pruning.serialization import load, save
 from mdcp_fast.tracing.graph import ChannelGraph
 from mdcp_fast.tracing.trace import trace
-from networks.grammar import Network, Spec, example
+from random_networks.grammar import Network, Spec, example
 
 PRUNED, WHOLE, REFUSED = "pruned", "left whole", "refused"
 WRONG, CHANGED, CRASHED, UNSOUND = "wrong", "changed", "crashed", "unsound"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.place import Draw, Part, Place, activation, beside, conv, norm, pooled, unit
+from random_networks.place import Draw, Part, Place, activation, beside, conv, norm, pooled, unit
 
 
 class Residual(Part):
