@@ -215,8 +215,7 @@ class Batch {
         const bool stores = (iteration & (iteration - 1)) == 0;
         before.resize(clusters.k() * dimensions);
         for (int64_t i = 0; i < clusters.k() * dimensions; ++i) {
-            const float now =
-                clusters.center(i / dimensions, static_cast<int32_t>(i % dimensions));
+            const float now = clusters.center(i / dimensions, static_cast<int32_t>(i % dimensions));
             if (stores) {
                 before[i] = now;
             } else if (before[i] != now) {

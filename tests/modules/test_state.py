@@ -190,7 +190,7 @@ def test_counting_leaves_a_network_as_it_was() -> None:
 
 
 def test_arguments_may_be_named() -> None:
-    net = Writer(new_grid)
+    net = Writer(lambda net, x: net.calls.add_(1))
     before = picture(net)
     graph = trace(example_inputs=IMAGE, model=net)
     search(macs=0.5, graph=graph, calibration=[torch.randn(8, 3, 12, 12)])
