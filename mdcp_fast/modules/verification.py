@@ -44,9 +44,13 @@ def in_float64(tensor: Tensor) -> Tensor:
     return tensor.detach().to(dtype, copy=True)
 
 
-def kept_in_float64(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
-    """What is kept of a tensor, in double precision."""
-    return in_float64(kept_tensor(tensor, dimensions) if dimensions else tensor)
+def keeping(change: Callable[[Tensor], Tensor]) -> Kept:
+    """Makes of each tensor a changed copy of what is kept of it."""
+
+    def kept_in(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
+        return change(kept_tensor(tensor, dimensions) if dimensions else tensor)
+
+    return kept_in
 
 
 def as_it_is(tensor: Tensor) -> Tensor:
@@ -60,7 +64,7 @@ def scrambling(change: Callable[[Tensor], Tensor] = in_float64) -> Kept:
     Whether removing equals zeroing is a matter of structure. Untrained or badly scaled weights
     would hide a difference: where signals die out on their way, everything equals everything.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator, plain = torch.Generator().manual_seed(0), keeping(change)
     noise = torch.randn(NOISE, generator=generator, dtype=torch.float64)
     at = 0
 
@@ -68,7 +72,7 @@ def scrambling(change: Callable[[Tensor], Tensor] = in_float64) -> Kept:
         nonlocal at
         is_weight = isinstance(tensor, nn.Parameter) or tensor.dim() == 1
         if not (is_weight and tensor.is_floating_point()):
-            return change(kept_tensor(tensor, dimensions) if dimensions else tensor)
+            return plain(tensor, dimensions)
         shape = [
             len(dimensions[dimension]) if dimension in dimensions else size
             for dimension, size in enumerate(tensor.shape)
@@ -190,11 +194,7 @@ def difference(
     Raises:
         Exception: Whatever the pruned network raises when its sizes do not fit.
     """
-
-    def kept_in(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
-        return change(kept_tensor(tensor, dimensions) if dimensions else tensor)
-
-    fresh = scrambling(change) if scramble else kept_in
+    fresh = scrambling(change) if scramble else keeping(change)
     inputs = map_tensors(inputs, change)
     small = remove(model, kept, fresh).eval()
     # Before `small` runs, which may write to its buffers.
@@ -266,11 +266,7 @@ def runs(
     change: Callable[[Tensor], Tensor] = in_float64,
 ) -> None:
     """Runs the pruned network, and raises whatever it raises when its sizes do not fit."""
-
-    def kept_in(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
-        return change(kept_tensor(tensor, dimensions) if dimensions else tensor)
-
-    call(remove(model, kept, kept_in).eval(), map_tensors(inputs, change))
+    call(remove(model, kept, keeping(change)).eval(), map_tensors(inputs, change))
 
 
 @torch.no_grad()
@@ -284,10 +280,6 @@ def stopped_in(
 
     Behind them, the one that was done last. None where it does not stop.
     """
-
-    def kept_in(tensor: Tensor, dimensions: Mapping[int, Tensor]) -> Tensor:
-        return change(kept_tensor(tensor, dimensions) if dimensions else tensor)
-
     running: list[str] = []
     done: list[str] = []
 
@@ -302,7 +294,7 @@ def stopped_in(
         return leave
 
     try:
-        small = remove(model, kept, kept_in).eval()
+        small = remove(model, kept, keeping(change)).eval()
         modules = dict(small.named_modules())
         with (
             forward_hooks([(m, entering(name)) for name, m in modules.items()], before=True),

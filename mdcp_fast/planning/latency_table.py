@@ -30,6 +30,7 @@ FEATURES = (*KINDS, "outputs", "constant")
 PULLS = (0.003, 0.01, 0.03, 0.1, 0.3)  # how strongly all kinds of layers get the same factor
 LEAST = 0.1  # share of the time of all layers; a kind below it is pulled as if it had that
 APART = 0.05  # of the dense network's time, between it and others that tell a slope
+STEEPEST = 10.0  # slope of measured over predicted times that is believed
 GAIN = 0.05  # of a layer's time; what gains less did not get faster
 
 
@@ -138,7 +139,7 @@ class LatencyTable:
         x, y = (float(np.mean(values)) for values in zip(*pairs, strict=True))
         dense, whole = self.predict(graph, self.networks[0].widths), self.dense_milliseconds
         scale, constant = y / x, 0.0
-        if abs(dense - x) > APART * dense and LEAST < (whole - y) / (dense - x) < 1 / LEAST:
+        if abs(dense - x) > APART * dense and STEEPEST > (whole - y) / (dense - x) > 1 / STEEPEST:
             scale = (whole - y) / (dense - x)
             constant = y - scale * x
         factors = {name: scale * factor for name, factor in self.factors.items()}

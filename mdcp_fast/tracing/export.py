@@ -16,6 +16,15 @@ from mdcp_fast.modules.defaults import default_device_of
 from mdcp_fast.modules.locks import ONE_AT_A_TIME
 from mdcp_fast.modules.state import unchanged
 
+# Beginnings of the names of operations that are given sizes, widths or places.
+SIZED = (
+    "view", "_unsafe_view", "reshape", "unflatten", "expand", "broadcast_to", "repeat", "tile",
+    "narrow", "slice", "select", "split", "tensor_split", "chunk", "unbind", "as_strided", "pad",
+    "constant_pad", "roll", "new_", "zeros", "ones", "full", "empty", "rand", "arange", "eye",
+    "linspace", "unfold", "im2col", "col2im", "index", "gather", "scatter", "wrap_with",
+    "layer_norm", "rms_norm",
+)  # fmt: skip
+
 
 def export(
     model: nn.Module, inputs: Inputs, training: bool = False
@@ -79,6 +88,12 @@ def _no_graphs_on_stderr() -> Iterator[None]:
 def drops_sizes_of_one(program: torch.export.ExportedProgram) -> bool:
     """Whether a dimension goes where it has one entry: a network that may not become so narrow."""
     return any("aten.squeeze" in str(node.target) for node in program.graph.nodes)
+
+
+def writes_sizes(program: torch.export.ExportedProgram) -> bool:
+    """Whether an operation is told sizes, which may be those of another tensor."""
+    targets = (str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    return any(target.removeprefix("aten.").startswith(SIZED) for target in targets)
 
 
 def export_training(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:

@@ -16,7 +16,12 @@ from mdcp_fast.modules.names import shared_names
 from mdcp_fast.modules.wrappers import nothing_compiled, unwrapped
 from mdcp_fast.tracing.axes import Axis, FixedAxis, gather, merged, module_of
 from mdcp_fast.tracing.check import failing_at_unlike_widths, failing_axes, with_least_widths
-from mdcp_fast.tracing.export import drops_sizes_of_one, export, export_training
+from mdcp_fast.tracing.export import (
+    drops_sizes_of_one,
+    export,
+    export_training,
+    writes_sizes,
+)
 from mdcp_fast.tracing.graph import ChannelGraph, multiplied
 from mdcp_fast.tracing.labels import ALONG, OUTPUT, Walk, walk_program
 
@@ -94,28 +99,26 @@ def trace(
     normalized_by = {weight: mean for weight, mean in walk.normalized_by.items() if mean}
     axes, fixed = gather(walk.uses.values(), walk.finish(), allow_inexact)
     fixed = merged([*fixed, *unreached])
-    graph = ChannelGraph(
-        model, inputs, axes, fixed, multiplications, macs, normalized_by, uncounted
-    )
-    failing = failing_axes(graph, _probe(graph.axes), scramble=True) if check and axes else {}
-    passing = [axis for axis in axes if axis.name not in failing]
-    fixed += [FixedAxis(a.name, a.channels, failing[a.name]) for a in axes if a.name in failing]
 
     def graph_of(some: Sequence[Axis]) -> ChannelGraph:
         return ChannelGraph(
             model, inputs, some, fixed, multiplications, macs, normalized_by, uncounted
         )
 
-    graph = graph_of(passing)
-    if not check or not passing:
-        return graph
-    failing = failing_at_unlike_widths(graph)
-    passing = [axis for axis in passing if axis.name not in failing]
-    fixed += [FixedAxis(a.name, a.channels, failing[a.name]) for a in axes if a.name in failing]
-    graph = graph_of(passing)
-    if not passing or not drops_sizes_of_one(program):
-        return graph
-    return graph_of(with_least_widths(graph))
+    def left_whole(failing: Mapping[str, str]) -> ChannelGraph:
+        fixed.extend(
+            FixedAxis(a.name, a.channels, failing[a.name]) for a in graph.axes if a.name in failing
+        )
+        return graph_of([axis for axis in graph.axes if axis.name not in failing])
+
+    graph = graph_of(axes)
+    if check and graph.axes:
+        graph = left_whole(failing_axes(graph, _probe(graph.axes), scramble=True))
+    if check and graph.axes and writes_sizes(program):
+        graph = left_whole(failing_at_unlike_widths(graph))
+    if check and graph.axes and drops_sizes_of_one(program):
+        graph = graph_of(with_least_widths(graph))
+    return graph
 
 
 def _check_model(model: nn.Module) -> None:
